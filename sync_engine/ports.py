@@ -1,0 +1,372 @@
+"""The seams of the house: what each room needs from another, as narrow as its callers allow.
+
+Every Protocol's docstring is a contract that ``sync_engine.testing`` proves on every adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sync_engine.core.item import Change
+
+__all__ = [
+    "ArchiveInfo",
+    "ArchiveStore",
+    "BlobInfo",
+    "BlobStore",
+    "CacheStore",
+    "ChangeLog",
+    "Clock",
+    "Event",
+    "LogSlice",
+    "Runtime",
+    "Sink",
+    "Source",
+]
+
+
+class Clock(Protocol):
+    """The only way to learn or let pass time."""
+
+    def now_ms(self) -> int:
+        """Return wall-clock milliseconds since 1970."""
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back."""
+
+    def sleep(self, seconds: float) -> None:
+        """Block the calling thread; ends early when the runtime closes."""
+
+
+class Event(Protocol):
+    """A flag to wait on, as ``threading.Event``."""
+
+    def set(self) -> None:
+        """Raise the flag."""
+
+    def clear(self) -> None:
+        """Lower the flag."""
+
+    def is_set(self) -> bool:
+        """Tell whether it is raised."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until raised; return False at the timeout."""
+
+
+class Runtime(Protocol):
+    """Time, randomness, locks and jobs; a test runs the engine on a runtime of its own."""
+
+    @property
+    def clock(self) -> Clock:
+        """The clock."""
+
+    def lock(self) -> AbstractContextManager[Any]:
+        """Make a lock, used as a context manager only."""
+
+    def event(self) -> Event:
+        """Make an event."""
+
+    def random(self) -> float:
+        """Return a number in [0, 1)."""
+
+    def add_job(self, name: str, step: Callable[[], float]) -> None:
+        """Run a bounded step again and again, in a thread of its own.
+
+        The step returns the seconds to wait before the next one; infinity waits for `wake`. A step
+        that raises is reported and repeated after a jittered, growing delay.
+        """
+
+    def wake(self, name: str) -> None:
+        """End the waiting of a job now. Cheap, never blocks, unknown names are ignored."""
+
+    def remove_job(self, name: str, timeout_s: float) -> bool:
+        """Stop a job and join it; return False if its step did not end in time."""
+
+    def close(self, timeout_s: float) -> list[str]:
+        """Stop and join every job; return the names of those that did not stop in time."""
+
+
+class Sink(Protocol):
+    """A place changes are delivered to.
+
+    `apply` keeps, for every id, the change with the largest version. Delivering a batch twice, or
+    after a newer one, therefore leaves the sink as it was.
+    """
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        """Take the whole batch or none of it; ids in a batch are unique.
+
+        Raises:
+            StoreUnavailable: Try again later; nothing is known to be applied.
+            StoreRejected: This batch can never be applied as a whole.
+        """
+
+
+class CacheStore(Sink, Protocol):
+    """L2: a shared cache that may forget anything at any time, and never goes back in version.
+
+    Changes without `Route.L2` and tombstones leave a short-lived version mark, so that a late fill
+    of an older value is refused. Expired changes are never returned.
+    """
+
+    name: str
+
+    def attach(self) -> None:
+        """Connect, check the server, and agree on the key epoch.
+
+        Blocking: bounded by the connect timeout.
+
+        Raises:
+            StoreUnavailable: The server is not there now.
+            ConfigError: The server can never serve us (credentials, wrong kind).
+        """
+
+    def get_many(self, ids: Sequence[str]) -> dict[str, Change]:
+        """Return what is cached, tombstone marks included; ids without an entry are left out.
+
+        Foreign, truncated or altered values count as absent and are counted. Cost: one round trip
+        per slot group.
+
+        Raises:
+            StoreUnavailable: Try again later.
+        """
+
+    def fill(self, changes: Sequence[Change]) -> None:
+        """Copy answers of a colder tier up, each only if nothing newer (or equal) is there.
+
+        Raises:
+            StoreUnavailable: Try again later.
+        """
+
+    def new_epoch(self) -> None:
+        """Abandon every key written so far: none of them is read again by any engine.
+
+        Raises:
+            StoreUnavailable: Try again later; the old epoch may still be in use.
+        """
+
+    def identity_changed(self) -> bool:
+        """Tell, once, whether the server turned out to be another one since the last call.
+
+        Never blocks. After True the store has already moved to an epoch of its own.
+        """
+
+    def ping(self) -> float:
+        """Return the seconds of one round trip.
+
+        Raises:
+            StoreUnavailable: No answer within the budget.
+        """
+
+    def stats(self) -> Mapping[str, float]:
+        """Return counters (``corrupt``, ``foreign``, ``epochs`` …). Never blocks."""
+
+    def close(self) -> None:
+        """Close connections; safe twice, safe before `attach`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchiveInfo:
+    """What an archive says of itself.
+
+    Attributes:
+        uuid: Identity of the archive, made when its schema was created.
+        generation: Grows with every batch of every writer; a filter snapshot is bound to it.
+        schema_version: Version of the tables.
+        server: Product and version, for `doctor`.
+        warnings: Settings that weaken the loss contract, as sentences.
+    """
+
+    uuid: str
+    generation: int
+    schema_version: int
+    server: str
+    warnings: tuple[str, ...] = field(default=())
+
+
+class ArchiveStore(Sink, Protocol):
+    """L3: the durable home of items, on any SQL database.
+
+    A batch is one transaction. Tombstones are rows, kept for a retention period. A change without
+    `Route.L3` turns an older existing row into a tombstone of its version and inserts nothing.
+    Ids are compared bytewise; reads verify each row's checksum, and a row that fails is left out of
+    the answer and counted, unless it was asked for alone, where `CorruptData` is raised.
+    """
+
+    name: str
+
+    def attach(self) -> ArchiveInfo:
+        """Connect and check the schema (created where absent and allowed).
+
+        Raises:
+            StoreUnavailable: The server is not there now.
+            ConfigError: Wrong credentials, or a schema of another version (says how to migrate).
+        """
+
+    def get_many(self, ids: Sequence[str]) -> dict[str, Change]:
+        """Return the rows of these ids, tombstones included; absent ids are left out.
+
+        Cost: one IN query per 500 ids.
+
+        Raises:
+            StoreUnavailable: Try again later.
+            CorruptData: The only row asked for fails its checksum.
+        """
+
+    def scan(
+        self,
+        *,
+        after: str | None = None,
+        prefix: str = "",
+        state: str | None = None,
+        limit: int = 1000,
+        keys_only: bool = False,
+        tombstones: bool = False,
+    ) -> list[Change]:
+        """Return up to `limit` rows in bytewise id order, ids strictly greater than `after`.
+
+        The prefix is literal. With `keys_only`, contents are empty bytes and nothing is verified.
+        A page shorter than `limit` is the last one.
+
+        Raises:
+            StoreUnavailable: Try again later.
+        """
+
+    def count(self, *, prefix: str = "", state: str | None = None) -> int:
+        """Count live rows by prefix and state, on the server.
+
+        Raises:
+            StoreUnavailable: Try again later.
+        """
+
+    def purge_tombstones(self, *, below_version: int, limit: int) -> int:
+        """Drop up to `limit` tombstones of versions below the bound; return how many went.
+
+        Raises:
+            StoreUnavailable: Try again later.
+        """
+
+    def lease(self, owner: str, ttl_s: float, *, steal: bool = False) -> bool:
+        """Acquire or renew the sole-writer lease; return whether it is held.
+
+        See `stores/sql/lease.py` for the protocol: a second writer can only start once the first
+        has lost its right to say *absent*.
+
+        Raises:
+            StoreUnavailable: Try again later; a lease held before counts until it runs out.
+        """
+
+    def release_lease(self, owner: str) -> None:
+        """Give the lease up, if held.
+
+        Raises:
+            StoreUnavailable: It runs out by itself.
+        """
+
+    def info(self) -> ArchiveInfo:
+        """Read the archive's identity and generation anew.
+
+        Raises:
+            StoreUnavailable: Try again later.
+        """
+
+    def ping(self) -> float:
+        """Return the seconds of one round trip.
+
+        Raises:
+            StoreUnavailable: No answer within the budget.
+        """
+
+    def stats(self) -> Mapping[str, float]:
+        """Return counters (``corrupt``, ``rows`` …). Never blocks."""
+
+    def close(self) -> None:
+        """Close connections; safe twice, safe before `attach`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogSlice:
+    """Neighbouring changes of the log.
+
+    Attributes:
+        after: Position before the first change.
+        changes: One entry per position, in order; None where nothing is to be delivered.
+    """
+
+    after: int
+    changes: Sequence[Change | None]
+
+    @property
+    def last(self) -> int:
+        """Position of the last entry; `after` where there is none."""
+        return self.after + len(self.changes)
+
+
+class ChangeLog(Protocol):
+    """The log as its followers see it: positions are dense, cursors only grow."""
+
+    def head(self) -> int:
+        """Return the last position that may be delivered; 0 in an empty log."""
+
+    def read(self, after: int, items_max: int, bytes_max: int) -> LogSlice:
+        """Return the changes that follow a position; empty at the head.
+
+        Raises:
+            CorruptData: A stored record fails its check.
+        """
+
+    def cursor(self, name: str) -> int:
+        """Return a follower's delivered position; 0 where it is new."""
+
+    def advance(self, name: str, position: int) -> None:
+        """Move a cursor forward; a smaller position changes nothing."""
+
+    def dead_letter(self, follower: str, position: int, change: Change, error: str) -> None:
+        """Put a change aside, durably, before its follower passes it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobInfo:
+    """One object of a blob store.
+
+    Attributes:
+        key: Its name.
+        size: Bytes.
+        etag: The store's tag of this content; opaque.
+        modified_ms: Wall-clock milliseconds of the last change.
+    """
+
+    key: str
+    size: int
+    etag: str
+    modified_ms: int
+
+
+class BlobStore(Protocol):
+    """Objects by key: S3 or a directory."""
+
+    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> BlobInfo:
+        """Store an object whole; with `if_absent`, raise `Conflict` if there is one."""
+
+    def get(self, key: str) -> bytes | None:
+        """Return an object's bytes, or None where there is none."""
+
+    def list(self, prefix: str) -> Iterable[BlobInfo]:
+        """Yield objects in bytewise key order."""
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete objects; absent ones are fine."""
+
+
+class Source(Protocol):
+    """Gives changes. Each carries an opaque token; what is acknowledged is not given again."""
+
+    def poll(self, items_max: int) -> Sequence[tuple[Change, bytes]]:
+        """Return up to `items_max` new changes, each with its token, in order."""
+
+    def ack(self, token: bytes) -> None:
+        """Remember, durably, that everything up to the token was taken."""
