@@ -53,7 +53,7 @@ class Conflict(SyncEngineError):
         actual: The version found; 0 means "absent".
     """
 
-    def __init__(self, id: str, expected: int, actual: int) -> None:  # noqa: A002
+    def __init__(self, id: str, expected: int, actual: int) -> None:
         super().__init__(
             f"{id!r} is at version {actual}, not {expected}: read it again and decide anew"
         )

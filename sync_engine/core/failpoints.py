@@ -25,7 +25,7 @@ def hit(name: str) -> None:
 @contextmanager
 def during(name: str, action: Callable[[], None]) -> Iterator[None]:
     """Arm a failpoint for the length of a block; the action may raise, wait or kill."""
-    global armed  # noqa: PLW0603 - one switch for all, read on hot paths
+    global armed  # one switch for all, read on hot paths
     _actions[name] = action
     armed = True
     try:

@@ -67,7 +67,7 @@ class SyncItem(msgspec.Struct, frozen=True, gc=False):
     trace_parent: str = ""
 
     @classmethod
-    def from_json(cls, id: str, value: Any, *, state: str = DEFAULT_STATE) -> SyncItem:  # noqa: A002
+    def from_json(cls, id: str, value: Any, *, state: str = DEFAULT_STATE) -> SyncItem:
         """Encode a JSON value compactly, keys in the order given.
 
         Raises:
@@ -151,7 +151,7 @@ class Change(msgspec.Struct, frozen=True, gc=False, array_like=True):
 _CONTENT_TYPES = {int(kind): kind for kind in ContentType}
 
 
-def check_id(id: object) -> str:  # noqa: A002
+def check_id(id: object) -> str:
     """Return the id if it can be stored exactly.
 
     Raises:

@@ -1,0 +1,1 @@
+"""The ways data takes: written, delivered, read, guarded."""

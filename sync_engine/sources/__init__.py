@@ -1,0 +1,1 @@
+"""Places that changes come from."""

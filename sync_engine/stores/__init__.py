@@ -1,0 +1,1 @@
+"""Places that keep items: memory (L1), Redis (L2), SQL (L3), blobs."""

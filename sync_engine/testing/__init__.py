@@ -1,0 +1,1 @@
+"""Public test kit: manual clock, fault injectors, contract test classes."""
