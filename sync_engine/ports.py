@@ -6,6 +6,7 @@ Every Protocol's docstring is a contract that ``sync_engine.testing`` proves on 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -22,9 +23,11 @@ __all__ = [
     "Clock",
     "Event",
     "LogSlice",
+    "NearCache",
     "Runtime",
     "Sink",
     "Source",
+    "WritableLog",
 ]
 
 
@@ -86,6 +89,12 @@ class Runtime(Protocol):
     def remove_job(self, name: str, timeout_s: float) -> bool:
         """Stop a job and join it; return False if its step did not end in time."""
 
+    def executor(self) -> Executor:
+        """Return a small pool of threads for calls that block; made on first use."""
+
+    def at_exit(self, callback: Callable[[], object] | None) -> None:
+        """Call back when the interpreter exits, before its threads die; None takes that back."""
+
     def close(self, timeout_s: float) -> list[str]:
         """Stop and join every job; return the names of those that did not stop in time."""
 
@@ -104,6 +113,28 @@ class Sink(Protocol):
             StoreUnavailable: Try again later; nothing is known to be applied.
             StoreRejected: This batch can never be applied as a whole.
         """
+
+
+class NearCache(Protocol):
+    """L1: a bounded cache in memory that may drop anything at any time.
+
+    `put` never replaces a newer version by an older one. `get` takes no lock.
+    """
+
+    def get(self, change_id: str) -> Change | None:
+        """Return a change that has not expired, or None."""
+
+    def put(self, change: Change) -> None:
+        """Take a change if it is newer than the one known."""
+
+    def put_many(self, changes: Sequence[Change]) -> None:
+        """Take several under one lock."""
+
+    def discard(self, change_id: str) -> None:
+        """Forget an id."""
+
+    def discard_many(self, ids: Iterable[str]) -> None:
+        """Forget ids under one lock."""
 
 
 class CacheStore(Sink, Protocol):
@@ -327,6 +358,35 @@ class ChangeLog(Protocol):
 
     def dead_letter(self, follower: str, position: int, change: Change, error: str) -> None:
         """Put a change aside, durably, before its follower passes it."""
+
+
+class WritableLog(ChangeLog, Protocol):
+    """The log as the writer sees it; `wal.WriteAheadLog` documents each."""
+
+    @property
+    def pending_items(self) -> int:
+        """Changes that the archive has not taken."""
+
+    @property
+    def pending_bytes(self) -> int:
+        """Their bytes."""
+
+    def append(
+        self, drafts: Sequence[Change], *, soft: bool, unless_after: int | None = None
+    ) -> tuple[int, Sequence[Change]]:
+        """Give versions and positions to changes."""
+
+    def commit(self, position: int, count: int = 1) -> None:
+        """Return once positions are in the file."""
+
+    def sync(self, position: int) -> None:
+        """Return once everything up to a position is safe from power loss."""
+
+    def pending(self, change_id: str) -> Change | None:
+        """Return the newest undelivered change of an id."""
+
+    def dead_error(self, follower: str, position: int) -> str | None:
+        """Return the error that a position was put aside with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

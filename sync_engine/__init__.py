@@ -1,0 +1,1 @@
+"""sync_engine: memory, Redis and SQL behind one durable log."""

@@ -1,0 +1,145 @@
+"""Upkeep of the archive's companions: sole-writer lease, filter, tombstones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+from sync_engine.core.filters import FilterManager, Warmup
+from sync_engine.core.version import version_of_ms
+from sync_engine.errors import StorageError, StoreUnavailable
+from sync_engine.flow.tier import Tier
+from sync_engine.ports import ArchiveStore, Runtime
+from sync_engine.telemetry import get_logger
+
+__all__ = ["Keeper"]
+
+_log = get_logger("flow.keeper")
+_PAGE = 5000
+_PURGE_EVERY_S = 60.0
+_PURGE_LIMIT = 1000
+
+
+class Keeper:
+    """Keeps the lease that a trusted *absent* needs, warms the filter, and purges tombstones.
+
+    The filter may say *absent* only while this engine provably is the archive's only writer: while
+    the lease is held, judged by this process's monotonic clock from before it was asked for.
+
+    Owned by one job; `covered` may be called from any thread and never blocks.
+    """
+
+    def __init__(
+        self,
+        l3: Tier[ArchiveStore],
+        filters: FilterManager,
+        runtime: Runtime,
+        *,
+        owner: str,
+        lease_ttl_s: float,
+        retention_s: float,
+        pending_ids: Callable[[], Iterable[str]],
+        oldest_pending_ms: Callable[[], int],
+        enabled: bool,
+    ) -> None:
+        self._l3 = l3
+        self._filters = filters
+        self._clock = runtime.clock
+        self._owner = owner
+        self._lease_ttl_s = lease_ttl_s
+        self._retention_s = retention_s
+        self._pending_ids = pending_ids
+        self._oldest_pending_ms = oldest_pending_ms
+        self._enabled = enabled
+        self._lease_until = -math.inf
+        self._renew_at = -math.inf
+        self._purge_at = -math.inf
+        self._warmup: Warmup | None = None
+        self._after: str | None = None
+
+    def covered(self) -> bool:
+        """Tell whether this engine is, at this moment, provably the archive's only writer."""
+        return self._clock.monotonic() < self._lease_until
+
+    def step(self) -> float:
+        """Renew, warm one page, or purge a few; return the seconds to wait."""
+        if not self._l3.attached:
+            return 0.5
+        try:
+            self._keep_lease()
+            if self._enabled and self.covered() and self._warm_page():
+                return 0.0
+            self._purge()
+        except StorageError as exc:
+            _log.limited("upkeep_failed", error=exc)
+            return self._lease_ttl_s / 3
+        return self._lease_ttl_s / 3
+
+    def _keep_lease(self) -> None:
+        asked = self._clock.monotonic()
+        if asked < self._renew_at:
+            return
+        held = self._l3.call(
+            "lease", self._l3.store.lease, self._owner, self._lease_ttl_s
+        )
+        if held:
+            self._lease_until = asked + self._lease_ttl_s
+            self._renew_at = asked + self._lease_ttl_s / 3
+            return
+        if self._lease_until > -math.inf:
+            _log.info("lease_lost", owner=self._owner)
+        self._lose("another engine writes to the archive")
+        self._renew_at = asked + self._lease_ttl_s / 3
+
+    def _lose(self, reason: str) -> None:
+        self._lease_until = -math.inf
+        if self._warmup is not None:
+            self._warmup.abort()
+            self._warmup = None
+        self._filters.distrust(reason)
+
+    def _warm_page(self) -> bool:
+        """Take one page of ids into the filter; tell whether there is more to do."""
+        if self._warmup is None:
+            if not self._filters.needs_warmup():
+                return False
+            self._warmup = self._filters.begin_warmup()
+            self._after = None
+            self._warmup.add_many(list(self._pending_ids()))
+        page = self._l3.call(
+            "warm_up", self._l3.store.scan, after=self._after, limit=_PAGE, keys_only=True
+        )
+        self._warmup.add_many([change.id for change in page])
+        if len(page) == _PAGE:
+            self._after = page[-1].id
+            return True
+        if not self.covered():
+            raise StoreUnavailable(self._l3.name, "warm_up", "the lease ran out meanwhile")
+        self._warmup.complete()
+        self._warmup = None
+        _log.info("filter_trusted", ids=self._filters.stats().get("count", 0))
+        return False
+
+    def _purge(self) -> None:
+        now = self._clock.monotonic()
+        if now < self._purge_at:
+            return
+        before_ms = min(
+            self._clock.now_ms() - int(self._retention_s * 1000), self._oldest_pending_ms()
+        )
+        gone = self._l3.call(
+            "purge_tombstones",
+            self._l3.store.purge_tombstones,
+            below_version=version_of_ms(max(0, before_ms)),
+            limit=_PURGE_LIMIT,
+        )
+        self._purge_at = now if gone == _PURGE_LIMIT else now + _PURGE_EVERY_S
+
+    def close(self) -> None:
+        """Give the lease up, if the archive can be told."""
+        self._lease_until = -math.inf
+        if self._l3.attached:
+            try:
+                self._l3.call("release_lease", self._l3.store.release_lease, self._owner)
+            except StorageError as exc:
+                _log.info("lease_left_to_run_out", error=exc)

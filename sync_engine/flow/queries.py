@@ -1,0 +1,124 @@
+"""Queries by prefix and state: what is archived, merged with what is still pending."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from sync_engine.core.item import Change, Route
+from sync_engine.flow.reader import Reader
+from sync_engine.flow.tier import Tier
+from sync_engine.ports import ArchiveStore
+
+__all__ = ["Queries"]
+
+_PAGE = 1000
+
+
+def _key(change_id: str) -> bytes:
+    return change_id.encode()
+
+
+class Queries:
+    """Lists and counts items.
+
+    A page of the archive is merged with the pending changes of the same range, which win. Items
+    that are kept in the cache tiers only are not listed.
+
+    Thread-safety: all methods. Blocking: one archive query a page.
+    """
+
+    def __init__(
+        self,
+        pending_ids: Callable[[], Iterable[str]],
+        pending: Callable[[str], Change | None],
+        reader: Reader,
+        l3: Tier[ArchiveStore],
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._pending_ids = pending_ids
+        self._pending = pending
+        self._reader = reader
+        self._l3 = l3
+        self._now_ms = now_ms
+
+    def _live(self, change: Change | None, state: str | None) -> bool:
+        return (
+            change is not None
+            and change.content is not None
+            and bool(change.routes & Route.L3)
+            and not change.expired(self._now_ms())
+            and (state is None or change.state == state)
+        )
+
+    def scan(
+        self, *, prefix: str = "", state: str | None = None, after: str | None = None
+    ) -> Iterator[Change]:
+        """Yield live items in bytewise id order, ids strictly greater than `after`.
+
+        What was acknowledged before the call and not changed since is seen exactly once; what is
+        written meanwhile may or may not be.
+
+        Raises:
+            StoreUnavailable: The archive cannot be asked.
+        """
+        # Ids by themselves: how each one stands is looked up when its page comes.
+        pending = sorted(
+            (change_id for change_id in self._pending_ids() if change_id.startswith(prefix)),
+            key=_key,
+        )
+        start = 0 if after is None else bisect_right(pending, _key(after), key=_key)
+        while True:
+            page = self._l3.call_with_retry(
+                "scan",
+                self._l3.store.scan,
+                after=after,
+                prefix=prefix,
+                state=state,
+                limit=_PAGE,
+            )
+            last = page[-1].id if len(page) == _PAGE else None
+            end = len(pending) if last is None else bisect_right(pending, _key(last), key=_key)
+            yield from self._merge(page, pending[start:end], state)
+            if last is None:
+                return
+            after, start = last, end
+
+    def _merge(
+        self, page: Sequence[Change], pending: Sequence[str], state: str | None
+    ) -> Iterator[Change]:
+        by_id = {change.id: change for change in page}
+        resolved = self._reader.get_many(pending) if pending else {}
+        for change_id in pending:
+            change = resolved.get(change_id)
+            if change is not None and self._live(change, state):
+                by_id[change_id] = change
+            else:
+                by_id.pop(change_id, None)
+        for change_id in sorted(by_id, key=_key):
+            change = by_id[change_id]
+            # Not in the list, yet newer than its row: written after the scan began.
+            newer = self._pending(change_id)
+            if newer is not None and newer.version > change.version:
+                change = newer
+            if self._live(change, state):
+                yield change
+
+    def count(self, *, prefix: str = "", state: str | None = None) -> int:
+        """Count live items; pending ones are looked up one by one, the rest by the server.
+
+        Raises:
+            StoreUnavailable: The archive cannot be asked.
+        """
+        pending = [change_id for change_id in self._pending_ids() if change_id.startswith(prefix)]
+        total = self._l3.call_with_retry(
+            "count", self._l3.store.count, prefix=prefix, state=state
+        )
+        for start in range(0, len(pending), _PAGE):
+            ids = pending[start : start + _PAGE]
+            rows = self._reader.archived(ids)
+            newest = self._reader.get_many(ids)
+            for change_id in ids:
+                total -= self._live(rows.get(change_id), state)
+                total += self._live(newest.get(change_id), state)
+        return total

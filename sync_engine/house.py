@@ -1,0 +1,431 @@
+"""The wiring: which parts there are, which jobs run them, in which order they start and stop."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sync_engine.config import SyncEngineConfig
+from sync_engine.core.batcher import FlushBatch, FlushReason
+from sync_engine.core.filters import FilterManager
+from sync_engine.core.item import Change, Route
+from sync_engine.errors import StorageError
+from sync_engine.flow.arrivals import Arrivals
+from sync_engine.flow.follower import Follower
+from sync_engine.flow.guard import Guard
+from sync_engine.flow.keeper import Keeper
+from sync_engine.flow.loading import SingleFlight
+from sync_engine.flow.queries import Queries
+from sync_engine.flow.reader import Reader
+from sync_engine.flow.tier import Tier
+from sync_engine.flow.writer import Writer
+from sync_engine.ports import ArchiveInfo, ArchiveStore, CacheStore, Runtime
+from sync_engine.stores.memory import MemoryCache
+from sync_engine.stores.redis import RedisStore
+from sync_engine.stores.sql import SqlArchive
+from sync_engine.telemetry import Metrics, get_logger
+from sync_engine.wal.log import LogListener, WriteAheadLog
+from sync_engine.wal.owner import LOG_SUFFIX, OwnerLock, orphans
+
+__all__ = ["House", "Stores"]
+
+_log = get_logger("house")
+L2, L3 = "l2", "l3"
+_FILTER_SNAPSHOT = "filter"
+_L2_CUT = "l2_cut"
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The stores behind the tiers; tests pass their own."""
+
+    l2: CacheStore | None
+    l3: ArchiveStore
+
+    @classmethod
+    def from_config(cls, config: SyncEngineConfig, runtime: Runtime) -> Stores:
+        """Build what the configuration names; connects to nothing yet.
+
+        Raises:
+            ConfigError: A URL is wrong, or the driver's extra is not installed.
+        """
+        l2 = None
+        if config.redis_url is not None:
+            l2 = RedisStore(
+                config.redis_url,
+                prefix=config.redis_prefix,
+                clock=runtime.clock,
+                connect_timeout_s=config.l2_connect_timeout_s,
+                timeout_s=config.l2_timeout_s,
+                tombstone_ttl_s=config.l2_tombstone_ttl_s,
+                fill_ttl_s=config.l2_fill_ttl_s,
+            )
+        l3 = SqlArchive(
+            config.sql_url or f"sqlite:///{config.data_dir.absolute() / 'archive.db'}",
+            clock=runtime.clock,
+            create_schema=config.create_schema,
+            connect_timeout_s=config.l3_connect_timeout_s,
+            timeout_s=config.l3_timeout_s,
+        )
+        return cls(l2, l3)
+
+
+class _Listener(LogListener):
+    """Tells reader, L1 and followers that the log moved."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+
+    def visible(self, changes: Sequence[Change]) -> None:
+        self._house.reader.overtake(changes)
+
+    def released(self, changes: Sequence[Change], *, in_memory: bool) -> None:
+        l1 = self._house.l1
+        if in_memory:
+            l1.put_many(changes)
+        else:
+            l1.discard_many([change.id for change in changes])
+
+    def wake(self) -> None:
+        for name in self._house.job_names:
+            self._house.runtime.wake(name)
+
+
+class House:
+    """All parts of one engine.
+
+    Raises:
+        ConfigError: A setting cannot be used, or another process owns the log.
+        CorruptData: The log file is damaged or foreign.
+    """
+
+    def __init__(
+        self, config: SyncEngineConfig, runtime: Runtime, stores: Stores | None = None
+    ) -> None:
+        self.config = config
+        self.runtime = runtime
+        self.clock = runtime.clock
+        self.metrics = Metrics()
+        self.stores = stores or Stores.from_config(config, runtime)
+        self.job_names: list[str] = []
+        self._sync_at = 0.0
+        self._tidy_at = 0.0
+        self._close_error: list[str] = []
+
+        self.path = Path(config.data_dir) / f"{config.engine_name}{LOG_SUFFIX}"
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.owner = OwnerLock(self.path)
+        try:
+            self._open_log()
+        except BaseException:
+            self.owner.release()
+            raise
+
+    def _open_log(self) -> None:
+        config, runtime = self.config, self.runtime
+        self.l1 = MemoryCache(
+            config.l1_bytes_max, policy=config.l1_policy, now_ms=self.clock.now_ms
+        )
+        self.l3: Tier[ArchiveStore] = Tier(L3, self.stores.l3, self._guard(L3))
+        self.l2: Tier[CacheStore] | None = None
+        if self.stores.l2 is not None:
+            self.l2 = Tier(L2, self.stores.l2, self._guard(L2))
+        self.log = WriteAheadLog(
+            self.path,
+            runtime,
+            _Listener(self),
+            memory_bytes_max=config.overlay_bytes_max,
+            archive=L3,
+        )
+        self.filters = FilterManager(
+            config.filter,
+            capacity=config.filter_capacity,
+            audit_every=config.filter_audit_every,
+            covered=lambda: self.keeper.covered(),
+        )
+        self.arrivals = Arrivals(self.log, runtime)
+        self.reader = Reader(
+            self.log.pending,
+            self.l1,
+            self.l2,
+            self.l3,
+            self.filters,
+            runtime,
+            self.metrics,
+            observe_version=self.log.versions.observe,
+            timeout_s=config.read_timeout_s,
+            wake_l2=lambda: runtime.wake(L2),
+        )
+        self.keeper = Keeper(
+            self.l3,
+            self.filters,
+            runtime,
+            owner=self.log.uuid,
+            lease_ttl_s=config.lease_ttl_s,
+            retention_s=config.tombstone_retention_s,
+            pending_ids=self.log.overlay.ids,
+            oldest_pending_ms=self._oldest_pending_ms,
+            enabled=config.filter != "off",
+        )
+        self.followers = {L3: self._follower(L3, self.l3, config.l3_batch)}
+        if self.l2 is not None:
+            self.followers[L2] = self._follower(L2, self.l2, config.l2_batch)
+            self.log.follow(L2, overlay=True)
+            if self.log.get_snapshot(_L2_CUT):
+                self.l2.renew = self._renew_l2
+        elif L2 in self.log.followers:  # what Redis holds grows old unseen from here on
+            self._abandon_l2_keys()
+            self.log.unfollow(L2)
+        self.log.follow(L3, overlay=True)
+        self.l3.prepare = self._prepare_archive
+        self.writer = Writer(
+            self.log,
+            self.filters,
+            self.arrivals,
+            runtime,
+            payload_bytes_max=config.max_payload_bytes,
+            pressure=config.pressure,
+            timeout_s=config.submit_timeout_s,
+            hurry_archive=self.followers[L3].hurry,
+        )
+        self.queries = Queries(
+            self.log.overlay.ids, self.log.pending, self.reader, self.l3, self.clock.now_ms
+        )
+        self.loads = SingleFlight(runtime)
+        self._flush_seconds = {
+            name: self.metrics.histogram("flush_seconds", tier=name) for name in self.followers
+        }
+
+    def _guard(self, name: str) -> Guard:
+        config = self.config
+        return Guard(
+            name,
+            self.runtime,
+            circuit=config.l2_circuit if name == L2 else config.l3_circuit,
+            retry=config.read_retry,
+            timeout_s=config.read_timeout_s,
+            metrics=self.metrics,
+        )
+
+    def _follower(self, name: str, tier: Any, batch: Any) -> Follower:
+        return Follower(
+            name,
+            self.log,
+            tier,
+            self.runtime,
+            batch=batch,
+            retry=self.config.delivery_retry,
+            reached=self.arrivals.reached,
+            flushed=lambda done, seconds: self._flushed(name, done, seconds),
+        )
+
+    # -- delivery ---------------------------------------------------------------------------------
+
+    def _prepare_archive(self, changes: Sequence[Change]) -> Sequence[Change]:
+        """Leave out cache-only changes of ids that the archive provably has no row of."""
+        if all(change.routes & Route.L3 for change in changes):
+            return changes
+        absent = self.filters.never_added
+        return [c for c in changes if c.routes & Route.L3 or not absent(c.id)]
+
+    def _flushed(self, name: str, batch: FlushBatch, seconds: float) -> None:
+        self._flush_seconds[name].observe(seconds)
+        self.metrics.counter("flushes", tier=name, reason=batch.reason.value).inc()
+        self.metrics.counter("delivered_items", tier=name).add(len(batch.changes))
+        if name == L3:
+            deleted = sum(change.content is None for change in batch.changes)
+            if deleted:
+                self.filters.note_deleted(deleted)
+
+    def step_l2(self) -> float:
+        """Deliver to L2; cut it off under a new epoch when it fell too far behind."""
+        follower = self.followers[L2]
+        if self.log.lag(L2) > self.config.l2_lag_items_max and not follower.paused:
+            self._cut_l2()
+        delay = follower.step()
+        try:
+            self.reader.deliver_fills()
+        except StorageError as exc:
+            _log.limited("fill_failed", error=exc)
+        return delay
+
+    def _cut_l2(self) -> None:
+        """Let L2 go: its keys are abandoned before anything is read from it again."""
+        if self.l2 is None or self.stores.l2 is None:
+            return
+        self._abandon_l2_keys()
+        head = self.log.head()
+        position = self.log.cursor(L2)
+        while position < head:
+            part = self.log.read(position, 1000, 1 << 62)
+            now_ms = self.clock.now_ms()
+            kept = [
+                change
+                for change in part.changes
+                if change is not None
+                and change.content is not None
+                and not change.routes & Route.L3
+                and not change.expired(now_ms)
+                and self.log.pending(change.id) == change
+            ]
+            if kept:  # only L2 will ever hold these: they go to the end of the line
+                last, _ = self.log.append(kept, soft=False)
+                self.log.commit(last, len(kept))
+            position = part.last
+        self.log.advance(L2, head)
+        self.arrivals.reached(L2)
+        self.metrics.counter("l2_cuts").inc()
+        _log.warning("l2_cut_off", skipped_to=head)
+
+    def _abandon_l2_keys(self) -> None:
+        """Make sure, over crashes too, that L2 moves to a new epoch before it is read again."""
+        self.log.put_snapshot(_L2_CUT, b"1")
+        if self.l2 is not None:
+            self.l2.renew = self._renew_l2
+
+    def _renew_l2(self) -> None:
+        if self.stores.l2 is not None:
+            self.stores.l2.new_epoch()
+            self.log.put_snapshot(_L2_CUT, b"")
+
+    # -- the log's job ----------------------------------------------------------------------------
+
+    def step_log(self) -> float:
+        """Write what is only in memory, sync, tidy, and measure the pressure."""
+        log, config, now = self.log, self.config, self.clock.monotonic()
+        if log.failed is not None:
+            return math.inf
+        if log.written < log.appended:
+            log.write()
+        log.spill()
+        if log.synced < log.written and now >= self._sync_at:
+            log.sync(log.written)
+            self._sync_at = now + config.fsync_interval_s
+        if now >= self._tidy_at:
+            more = log.tidy()
+            self._tidy_at = now if more else now + max(0.1, config.fsync_interval_s)
+            self._measure()
+        if log.idle():
+            log.want("log", log.head() + 1)
+            return 1.0
+        return config.log_interval_s
+
+    def _measure(self) -> None:
+        self.writer.disk_fullness = self.log.used_bytes() / self.config.log_bytes_max
+        oldest = self._oldest_pending_ms()
+        self.writer.oldest_age_s = max(0.0, (self.clock.now_ms() - oldest) / 1000)
+
+    def _oldest_pending_ms(self) -> int:
+        """Return when the oldest unarchived change was taken, in wall-clock milliseconds."""
+        part = self.log.read(self.log.cursor(L3), 1, 1)
+        for change in part.changes:
+            if change is not None:
+                return change.version >> 20
+        return self.clock.now_ms()
+
+    # -- lifecycle --------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Adopt what dead processes left, attach what is there, start the jobs.
+
+        Raises:
+            ConfigError: The archive can never serve us as configured.
+        """
+        self._adopt_orphans()
+        jobs: dict[str, Callable[[], float]] = {"log": self.step_log, "keeper": self.keeper.step}
+        jobs[L3] = self.followers[L3].step
+        if self.l2 is not None:
+            jobs[L2] = self.step_l2
+        for tier in (self.l3, self.l2):
+            if tier is not None:
+                with contextlib.suppress(StorageError):
+                    tier.ready()
+                if tier.config_error is not None:
+                    raise tier.config_error
+        self._restore_filter()
+        with contextlib.suppress(StorageError):
+            self.keeper.step()
+        for name, step in jobs.items():
+            self.runtime.add_job(name, step)
+            self.job_names.append(name)
+
+    def _adopt_orphans(self) -> None:
+        for path, lock in orphans(self.path):
+            try:
+                orphan = WriteAheadLog(path, self.runtime, LogListener(), archive=L3)
+                count = 0
+                followers = orphan.followers
+                position = min(followers.values(), default=0)
+                while position < orphan.head():
+                    part = orphan.read(position, 1000, 8 << 20)
+                    changes = [change for change in part.changes if change is not None]
+                    if changes:
+                        self.log.adopt(changes)
+                        count += len(changes)
+                    position = part.last
+                for letter in orphan.dead_letters():
+                    self.log.adopt([letter.change])
+                self.log.sync(self.log.written)
+                orphan.close(remove=True)
+                _log.warning("orphan_adopted", path=path, changes=count)
+            finally:
+                lock.release()
+
+    def _restore_filter(self) -> None:
+        """Take the filter of the last clean shutdown, if the archive has not changed since."""
+        if not self.l3.attached or self.config.filter == "off":
+            return
+        try:
+            data = self.log.get_snapshot(_FILTER_SNAPSHOT)
+            if data is None:
+                return
+            info: ArchiveInfo = self.l3.call("info", self.l3.store.info)
+            restored = self.filters.restore(
+                data,
+                archive_uuid=info.uuid,
+                generation=info.generation,
+                ids_after=self.log.overlay.ids(),
+            )
+            _log.info("filter_restored", restored=restored)
+        except StorageError as exc:
+            _log.info("filter_not_restored", error=exc)
+
+    def _save_filter(self) -> None:
+        if self.l3.attached and self.filters.trusted and self.keeper.covered():
+            with contextlib.suppress(StorageError):
+                info: ArchiveInfo = self.l3.call("info", self.l3.store.info)
+                data = self.filters.snapshot(info.uuid, info.generation, self.log.head())
+                self.log.put_snapshot(_FILTER_SNAPSHOT, data)
+
+    def flush(self, timeout_s: float, reason: FlushReason = FlushReason.MANUAL) -> dict[str, int]:
+        """Deliver all that was acknowledged before the call; return what is left by follower."""
+        target = self.log.appended
+        deadline = self.clock.monotonic() + timeout_s
+        for follower in self.followers.values():
+            follower.hurry(reason)
+        left = {}
+        for name in self.followers:
+            wait_s = max(0.0, deadline - self.clock.monotonic())
+            if not self.arrivals.wait(name, target, wait_s):
+                left[name] = target - self.log.cursor(name)
+        return left
+
+    def stop(self, timeout_s: float) -> list[str]:
+        """Stop the jobs and close everything; return the jobs that did not stop in time."""
+        stuck = self.runtime.close(timeout_s)
+        self.job_names.clear()
+        if L3 not in stuck:
+            self._save_filter()
+            self.keeper.close()
+        try:
+            self.log.close()
+        finally:
+            for tier in (self.l2, self.l3):
+                if tier is not None and tier.name not in stuck:
+                    tier.detach()
+            self.owner.release()
+        return stuck

@@ -1,0 +1,762 @@
+"""The write-ahead log: one order of all changes, and cursors on it.
+
+The newest part of the log, the *tail*, is held in memory; the file holds what was committed. A
+change becomes *visible* (readable, deliverable) when it is committed, or at once where the caller
+asked for no more than memory. What every follower has passed is released.
+
+Locks, outermost first: the write lock (held by the one who commits, across the commit: that is the
+group commit), the sync lock, the read lock (the reading connection), the state lock (never across
+input or output).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sync_engine.core import codec, failpoints
+from sync_engine.core.item import Change
+from sync_engine.core.version import ENGINE_NUMBER_MAX, VersionClock, version_of_ms
+from sync_engine.errors import CorruptData, EngineFailed, StoreUnavailable
+from sync_engine.ports import LogSlice, Runtime
+from sync_engine.wal import frame
+from sync_engine.wal.file import LogFile
+from sync_engine.wal.overlay import Overlay
+
+__all__ = ["DeadLetter", "LogListener", "Overtaken", "WalStats", "WriteAheadLog"]
+
+_FRAME_ITEMS = 256
+_FRAME_BYTES = 1 << 20
+_VERSION_MARGIN = version_of_ms(5_000)
+_CHECKPOINT_BYTES = 16 << 20
+
+
+class Overtaken(Exception):
+    """The id was written after the position that the caller decided on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WalStats:
+    """What the log holds.
+
+    Attributes:
+        head: Last deliverable position.
+        written: Last position in the file.
+        synced: Last position known to be safe from power loss.
+        released: Last position that every follower has passed.
+        pending_items: Changes that the archive has not taken.
+        pending_bytes: Their bytes.
+        memory_bytes: Bytes of changes held in memory.
+        file_bytes: Bytes in use in the file.
+        overlay_items: Ids in the overlay.
+        dead_letters: Changes put aside.
+        lost_positions: Positions that were synced once and are missing from the file.
+    """
+
+    head: int
+    written: int
+    synced: int
+    released: int
+    pending_items: int
+    pending_bytes: int
+    memory_bytes: int
+    file_bytes: int
+    overlay_items: int
+    dead_letters: int
+    lost_positions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """A change that its destination refused for good.
+
+    Attributes:
+        follower: The destination.
+        position: Place in the log.
+        change: The change.
+        error: What the destination said.
+        at_ms: Wall-clock milliseconds of the refusal.
+    """
+
+    follower: str
+    position: int
+    change: Change
+    error: str
+    at_ms: int
+
+
+class LogListener:
+    """What the engine does when the log moves; each call is short and under the state lock."""
+
+    def visible(self, changes: Sequence[Change]) -> None:
+        """Changes are about to become readable through the overlay."""
+
+    def released(self, changes: Sequence[Change], *, in_memory: bool) -> None:
+        """Changes that were newest of their ids are about to leave the overlay."""
+
+    def wake(self) -> None:
+        """A follower has as much to deliver as it waited for."""
+
+
+class WriteAheadLog:
+    """Appends, commits, serves followers, and answers what is still undelivered.
+
+    Args:
+        path: The SQLite file.
+        runtime: Locks and clock.
+        listener: Told about every move.
+        memory_bytes_max: Bytes of changes to hold in memory before the file alone holds them.
+        archive: Name of the cursor that "pending" is measured at.
+
+    Thread-safety: every method may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        runtime: Runtime,
+        listener: LogListener,
+        *,
+        memory_bytes_max: int = 256 << 20,
+        archive: str = "l3",
+    ) -> None:
+        self._file = LogFile(path)
+        self._clock = runtime.clock
+        self._listener = listener
+        self._memory_bytes_max = memory_bytes_max
+        self._archive = archive
+        self._lock = runtime.lock()
+        self._write_lock = runtime.lock()
+        self._sync_lock = runtime.lock()
+        self._read_lock = runtime.lock()
+        self.uuid = str(self._file.meta("uuid"))
+        self._cursors = self._file.cursors()
+        self._overlay_names: tuple[str, ...] = (archive,)
+        self._dead: dict[tuple[str, int], str] = {}
+        self.overlay = Overlay()
+        self._tail: list[Change | None] = []
+        self._tail_bytes = 0
+        self._soft: set[int] = set()
+        self._failed: dict[int, Exception] = {}
+        self._fatal: EngineFailed | None = None
+        self._wants: dict[str, int] = {}
+        self._wake_at = 0
+        self._pending_bytes = 0
+        floor = min(self._cursors.values(), default=0)
+        last = max(self._file.last(), *self._cursors.values(), 0)
+        noted = self._file.noted_head()
+        self._lost = max(0, noted - last)
+        if self._lost:  # keep positions dense: what the disk lost is void from now on
+            self._file.append(last + 1, [None] * self._lost)
+        self._base = self._head = self._written = self._synced = last + self._lost
+        self._released = self._overlay_floor = floor
+        version = int(self._file.meta("version_ceiling"))
+        self.versions = VersionClock(
+            self._clock.now_ms, int(self.uuid[:8], 16) & ENGINE_NUMBER_MAX, version
+        )
+        self._ceiling = version
+        self._saved_cursors = dict(self._cursors)
+        self._load()
+
+    # -- opening ----------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        """Rebuild the overlay from what lies above the cursors; bytes stay in the file."""
+        for letter in self.dead_letters():
+            self._dead[letter.follower, letter.position] = letter.error
+            if letter.follower == self._archive:
+                self.overlay.pin(letter.change)
+        archived = self._cursors.get(self._archive, 0)
+        after = self._overlay_floor
+        while after < self._written:
+            part = self._read_file(after, _FRAME_ITEMS, _FRAME_BYTES)
+            if not part.changes:
+                break
+            for position, change in enumerate(part.changes, part.after + 1):
+                if change is not None:
+                    self.overlay.put_position(change.id, position)
+                    self.versions.observe(change.version)
+                    if position > archived:
+                        self._pending_bytes += change.size_bytes
+            after = part.last
+
+    def follow(self, name: str, *, overlay: bool = False, at_head: bool = False) -> None:
+        """Register a follower; what it has not passed is kept in the log.
+
+        Args:
+            name: Its cursor.
+            overlay: Whether reads have to see changes until this follower passed them.
+            at_head: Where a new one starts: at the head, or at the oldest change kept.
+        """
+        with self._lock:
+            if name not in self._cursors:
+                self._cursors[name] = self._head if at_head else self._released
+            if overlay and name not in self._overlay_names:
+                self._overlay_names = (*self._overlay_names, name)
+        self._settle()
+
+    def unfollow(self, name: str) -> None:
+        """Forget a follower; the log no longer waits for it."""
+        with self._write_lock:
+            self._file.forget_cursor(name)
+            with self._lock:
+                self._cursors.pop(name, None)
+                self._saved_cursors.pop(name, None)
+                self._overlay_names = tuple(n for n in self._overlay_names if n != name)
+        self._settle()
+
+    @property
+    def followers(self) -> dict[str, int]:
+        """Cursors by name."""
+        with self._lock:
+            return dict(self._cursors)
+
+    # -- appending --------------------------------------------------------------------------------
+
+    def append(
+        self, drafts: Sequence[Change], *, soft: bool, unless_after: int | None = None
+    ) -> tuple[int, Sequence[Change]]:
+        """Give versions and positions to changes, in order; commit nothing yet.
+
+        Args:
+            drafts: Changes of version 0, or of a version given elsewhere.
+            soft: They become visible now; else with the `commit` that the caller does next.
+            unless_after: Refuse if an id of the drafts was appended after this position.
+
+        Returns:
+            The position of the last one, and the changes as they stand in the log.
+
+        Raises:
+            Overtaken: See `unless_after`; nothing was appended.
+            EngineFailed: The log accepts nothing more.
+        """
+        if self._fatal is not None:
+            raise self._fatal
+        with self._lock:
+            if unless_after is not None:
+                self._check_untouched({draft.id for draft in drafts}, unless_after)
+            issue = self.versions.next
+            changes = [
+                Change(
+                    d.id,
+                    d.version or issue(),
+                    d.content,
+                    d.content_type,
+                    d.state,
+                    d.expires_at_ms,
+                    d.routes,
+                    d.trace_parent,
+                )
+                for d in drafts
+            ]
+            size = sum(change.size_bytes for change in changes)
+            self._tail += changes
+            self._tail_bytes += size
+            self._pending_bytes += size
+            last = self._base + len(self._tail)
+            if not soft:
+                return last, changes
+            first = last - len(changes) + 1
+            if self._head == first - 1:
+                self._head = last
+            else:
+                self._soft.update(range(first, last + 1))
+            self._show(changes)
+        return last, changes
+
+    def adopt(self, changes: Sequence[Change]) -> None:
+        """Take changes of another log with the versions they have, and commit them."""
+        with self._lock:
+            for change in changes:
+                self.versions.observe(change.version)
+        for change in changes:
+            known = self.pending(change.id)
+            if known is None or known.version < change.version:
+                self.append([change], soft=True)
+        self.write()
+
+    def _check_untouched(self, ids: set[str], after: int) -> None:
+        if after < self._base:
+            raise Overtaken
+        for change in self._tail[after - self._base :]:
+            if change is not None and change.id in ids:
+                raise Overtaken
+
+    def _show(self, changes: Sequence[Change]) -> None:
+        """Make changes readable and wake who waits for them. State lock held."""
+        put = self.overlay.put
+        for change in changes:
+            put(change)
+        self._listener.visible(changes)
+        if self._head >= self._wake_at:
+            self._wake_at = self._head + (1 << 62)
+            self._listener.wake()
+
+    @property
+    def appended(self) -> int:
+        """The last position given out."""
+        return self._base + len(self._tail)
+
+    def commit(self, position: int, count: int = 1) -> None:
+        """Return once the `count` positions up to this one are in the file.
+
+        Group commit: who finds the write lock free commits everything that waits; who waited for
+        it mostly finds its own change committed.
+
+        Raises:
+            StoreUnavailable: The file could not be written; the changes were taken back.
+            EngineFailed: The log accepts nothing more.
+        """
+        if self._written < position:
+            with self._write_lock:
+                if self._written < position:
+                    self._write_tail()
+        if self._failed:
+            self._raise_failed(position, count)
+
+    def _raise_failed(self, position: int, count: int) -> None:
+        error: Exception | None = None
+        with self._lock:
+            for failed in range(position - count + 1, position + 1):
+                error = self._failed.pop(failed, error)
+        if error is not None:
+            raise error
+
+    def _write_tail(self) -> None:
+        """Write all of the tail that is not in the file. Write lock held."""
+        if self._fatal is not None:
+            raise self._fatal
+        with self._lock:
+            skipped = self._released if self._released > self._written else 0
+            after = max(self._written, skipped)
+            changes = self._tail[after - self._base :]
+            ceiling = self.versions.last
+        try:
+            if skipped or ceiling + _VERSION_MARGIN // 2 > self._ceiling:
+                self._save(ceiling=ceiling + _VERSION_MARGIN)
+            position = after
+            while changes:
+                part = _frame_part(changes)
+                if failpoints.armed:
+                    failpoints.hit("log.append")
+                self._file.append(position + 1, part)
+                if failpoints.armed:
+                    failpoints.hit("log.committed")
+                changes = changes[len(part) :]
+                position += len(part)
+                self._wrote(position)
+        except StoreUnavailable as exc:
+            self._take_back(exc)
+        if skipped:
+            with self._lock:
+                self._written = max(self._written, skipped)
+
+    def _wrote(self, position: int) -> None:
+        with self._lock:
+            self._written = position
+            if position > self._head:
+                shown = self._tail[self._head - self._base : position - self._base]
+                self._head = position
+                if self._soft:
+                    self._pass_soft()
+                self._show([change for change in shown if change is not None])
+
+    def _pass_soft(self) -> None:
+        while self._head + 1 in self._soft:
+            self._head += 1
+        self._soft = {position for position in self._soft if position > self._head}
+
+    def _take_back(self, exc: StoreUnavailable) -> None:
+        """Void what was appended for callers who wait; what was acknowledged stays."""
+        with self._lock:
+            last = self._base + len(self._tail)
+            for position in range(self._head + 1, last + 1):
+                change = self._tail[position - self._base - 1]
+                if position not in self._soft and change is not None:
+                    self._failed[position] = exc
+                    self._tail[position - self._base - 1] = None
+                    self._tail_bytes -= change.size_bytes
+                    self._pending_bytes -= change.size_bytes
+            self._head = last
+            self._soft.clear()
+
+    def sync(self, position: int) -> None:
+        """Return once everything up to a position is safe from power loss.
+
+        Raises:
+            EngineFailed: It could not be synced; final.
+        """
+        if self._synced >= position:
+            return
+        with self._sync_lock:
+            if self._synced >= position:
+                return
+            if self._fatal is not None:
+                raise self._fatal
+            target = self._written
+            try:
+                self._file.sync()
+                self._file.note_head(target)
+            except EngineFailed as exc:
+                self._fatal = exc
+                raise
+            self._synced = target
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    def pending(self, change_id: str) -> Change | None:
+        """Return the newest undelivered change of an id, or None. Reads the file if it must."""
+        entry = self.overlay.get(change_id)
+        while type(entry) is int:
+            change = self._read_one(entry)
+            if change is not None:
+                return change
+            again = self.overlay.get(change_id)
+            if again == entry:
+                raise CorruptData(str(self._file.path), f"position {entry} is missing")
+            entry = again
+        return entry  # type: ignore[return-value]
+
+    def _read_one(self, position: int) -> Change | None:
+        with self._read_lock:
+            frames = self._file.frames(position - 1, 1)
+        for first, count, body in frames:
+            if first <= position < first + count:
+                return frame.unpack_one(first, count, body, position, str(self._file.path))
+        return None
+
+    def head(self) -> int:
+        """Return the last deliverable position."""
+        return self._head
+
+    def read(self, after: int, items_max: int, bytes_max: int) -> LogSlice:
+        """Return changes after a position, at least one if there is one.
+
+        Raises:
+            CorruptData: A stored record fails its check.
+        """
+        with self._lock:
+            if after >= self._base:
+                start = after - self._base
+                end = min(start + items_max, self._head - self._base)
+                changes = self._tail[start:end]
+                return LogSlice(after, _cut(changes, bytes_max))
+        return self._read_file(after, items_max, bytes_max)
+
+    def _read_file(self, after: int, items_max: int, bytes_max: int) -> LogSlice:
+        where = str(self._file.path)
+        changes: list[Change | None] = []
+        size = 0
+        with self._read_lock:
+            frames = self._file.frames(after, 1 + items_max // 64)
+        expected = after + 1
+        for first, count, body in frames:
+            if first > expected:
+                raise CorruptData(where, f"positions {expected} to {first - 1} are missing")
+            if size >= bytes_max or len(changes) >= items_max:
+                break
+            skip = expected - first
+            changes += frame.unpack(first, count, body, where)[skip:]
+            size += len(body)
+            expected = first + count
+        if not changes and expected <= self._written:
+            if self._base > after:  # the tail took over meanwhile, or the file lost its end
+                raise CorruptData(where, f"positions {expected} to {self._base} are missing")
+            return self.read(after, items_max, bytes_max)
+        return LogSlice(after, _cut(changes[:items_max], bytes_max))
+
+    def position_of(self, change: Change) -> int | None:
+        """Return the position of a change held in memory or indexed in the file, else None."""
+        entry = self.overlay.get(change.id)
+        if type(entry) is int:
+            return entry
+        with self._lock:
+            for index in range(len(self._tail) - 1, -1, -1):
+                if self._tail[index] is change:
+                    return self._base + index + 1
+        return None
+
+    def cursor(self, name: str) -> int:
+        """Return a follower's delivered position."""
+        return self._cursors.get(name, 0)
+
+    def want(self, name: str, position: int) -> None:
+        """Ask to be woken once the head reaches a position."""
+        with self._lock:
+            self._wants[name] = position
+            self._wake_at = min(self._wants.values())
+            if self._head >= position:
+                self._listener.wake()
+
+    def lag(self, name: str) -> int:
+        """Return how many positions a follower has before it."""
+        return self._head - self._cursors.get(name, 0)
+
+    # -- cursors and release ----------------------------------------------------------------------
+
+    def advance(self, name: str, position: int) -> None:
+        """Move a cursor forward, and let go of what all have passed."""
+        if failpoints.armed:
+            failpoints.hit("log.advance")
+        if name == self._archive:
+            self._count_archived(self._cursors.get(name, 0), position)
+        with self._lock:
+            if position <= self._cursors.get(name, 0):
+                return
+            self._cursors[name] = position
+        self._settle()
+
+    def _count_archived(self, after: int, upto: int) -> None:
+        while after < upto:
+            part = self.read(after, min(4096, upto - after), 1 << 62)
+            if not part.changes:
+                return
+            size = sum(change.size_bytes for change in part.changes if change is not None)
+            with self._lock:
+                self._pending_bytes -= size
+            after = part.last
+
+    def _settle(self) -> None:
+        """Move the floors up to the cursors."""
+        while True:
+            with self._lock:
+                floor = min((self._cursors.get(n, 0) for n in self._overlay_names), default=0)
+                after = self._overlay_floor
+                if floor <= after:
+                    break
+                if after >= self._base:
+                    changes = self._tail[after - self._base : floor - self._base]
+                    self._listener.released(self.overlay.current(changes), in_memory=True)
+                    self.overlay.drop(after + 1, changes)
+                    self._unpin(changes)
+                    self._overlay_floor = floor
+                    break
+            part = self._read_file(after, min(4096, floor - after), 1 << 62)
+            with self._lock:
+                if self._overlay_floor == after:
+                    gone = [change for change in part.changes if change is not None]
+                    self._listener.released(gone, in_memory=False)
+                    self.overlay.drop(after + 1, part.changes)
+                    self._unpin(part.changes)
+                    self._overlay_floor = part.last
+        self._trim()
+
+    def _unpin(self, changes: Sequence[Change | None]) -> None:
+        if self.overlay.has_pinned:
+            for change in changes:
+                if change is not None:
+                    self.overlay.unpin(change.id, change.version - 1)
+
+    def _trim(self) -> None:
+        with self._lock:
+            self._released = max(self._released, min(self._cursors.values(), default=0))
+            floor = min(self._released, self._overlay_floor)
+            count = floor - self._base
+            if count >= 512 or count == len(self._tail) > 0:
+                gone = self._tail[:count]
+                del self._tail[:count]
+                self._base += count
+                self._tail_bytes -= sum(c.size_bytes for c in gone if c is not None)
+
+    # -- housekeeping: the log's own job ----------------------------------------------------------
+
+    def write(self) -> None:
+        """Write what is visible and not yet in the file; what all have taken is skipped."""
+        with self._write_lock:
+            if self._written < self.appended:
+                self._write_tail()
+
+    def spill(self) -> None:
+        """Leave the bytes of the oldest changes to the file while memory is over its budget."""
+        while self._tail_bytes > self._memory_bytes_max:
+            with self._lock:
+                count = min(4096, self._written - self._base)
+                if count <= 0:
+                    return
+                gone = self._tail[:count]
+                self.overlay.spill(self._base + 1, gone)
+                del self._tail[:count]
+                self._base += count
+                self._tail_bytes -= sum(c.size_bytes for c in gone if c is not None)
+
+    def tidy(self) -> bool:
+        """Save cursors, drop released frames, checkpoint; return whether more is left to drop."""
+        with self._write_lock:
+            with self._lock:
+                changed = self._cursors != self._saved_cursors
+                released = self._released
+            more = False
+            if changed:
+                more = self._save(release_to=released) >= 1000
+            if self._file.journal_bytes() > _CHECKPOINT_BYTES:
+                self._file.checkpoint()
+        return more
+
+    def _save(self, *, ceiling: int = 0, release_to: int = 0) -> int:
+        with self._lock:
+            cursors = dict(self._cursors)
+        meta: dict[str, int | str] | None = {"version_ceiling": ceiling} if ceiling else None
+        if failpoints.armed:
+            failpoints.hit("log.save")
+        dropped = self._file.save(cursors=cursors, meta=meta, release_to=release_to)
+        if dropped < 1000:
+            self._saved_cursors = cursors
+        self._ceiling = max(self._ceiling, ceiling)
+        return dropped
+
+    # -- dead letters and snapshots ---------------------------------------------------------------
+
+    def dead_letter(self, follower: str, position: int, change: Change, error: str) -> None:
+        """Put a change aside, durably, before its follower passes it."""
+        record = codec.encode(change, position)
+        with self._write_lock:
+            self._file.bury(
+                follower, position, change.id, record, error[:2000], self._clock.now_ms()
+            )
+        with self._lock:
+            self._dead[follower, position] = error
+            if follower == self._archive:
+                self.overlay.pin(change)
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """Return what was put aside, in log order."""
+        with self._write_lock:
+            rows = self._file.dead()
+        return [
+            DeadLetter(
+                follower=follower,
+                position=position,
+                change=codec.decode(record, position, where=f"dead letter {position}"),
+                error=error,
+                at_ms=at_ms,
+            )
+            for follower, position, _, record, error, at_ms in rows
+        ]
+
+    def drop_dead_letter(self, letter: DeadLetter) -> bool:
+        """Forget a dead letter for good; tell whether it was there."""
+        with self._write_lock:
+            there = self._file.unbury(letter.follower, letter.position)
+        with self._lock:
+            self._dead.pop((letter.follower, letter.position), None)
+            if letter.follower == self._archive:
+                self.overlay.unpin(letter.change.id, letter.change.version)
+        return there
+
+    def requeue(self, letter: DeadLetter) -> None:
+        """Append a dead letter again, with the version it has, and forget it as one."""
+        change = letter.change
+        known = self.overlay.get(change.id)
+        if type(known) is not Change or known.version <= change.version:
+            last, _ = self.append([change], soft=False)
+            self.commit(last)
+        self.drop_dead_letter(letter)
+
+    def dead_error(self, follower: str, position: int) -> str | None:
+        """Return the error that a position was put aside with, if it was."""
+        return self._dead.get((follower, position))
+
+    def put_snapshot(self, name: str, data: bytes) -> None:
+        """Store a named blob beside the log."""
+        with self._write_lock:
+            self._file.put_snapshot(name, data)
+
+    def get_snapshot(self, name: str) -> bytes | None:
+        """Return a named blob."""
+        with self._write_lock:
+            return self._file.get_snapshot(name)
+
+    # -- state ------------------------------------------------------------------------------------
+
+    def idle(self) -> bool:
+        """Tell whether all is written, synced and saved."""
+        return (
+            self._written >= self.appended
+            and self._synced >= self._written
+            and self._cursors == self._saved_cursors
+        )
+
+    @property
+    def written(self) -> int:
+        """Last position in the file."""
+        return self._written
+
+    @property
+    def synced(self) -> int:
+        """Last position known to be safe from power loss."""
+        return self._synced
+
+    def used_bytes(self) -> int:
+        """Return the bytes in use in the file."""
+        with self._read_lock:
+            return self._file.used_bytes()
+
+    @property
+    def failed(self) -> EngineFailed | None:
+        """Why nothing more is accepted, if so."""
+        return self._fatal
+
+    @property
+    def pending_items(self) -> int:
+        """Changes that the archive has not taken."""
+        return self._base + len(self._tail) - self._cursors.get(self._archive, 0)
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of the changes that the archive has not taken."""
+        return self._pending_bytes
+
+    @property
+    def path(self) -> Path:
+        """The log's file."""
+        return self._file.path
+
+    def stats(self) -> WalStats:
+        """Return what the log holds."""
+        with self._read_lock:
+            file_bytes = self._file.used_bytes()
+        with self._lock:
+            return WalStats(
+                head=self._head,
+                written=self._written,
+                synced=self._synced,
+                released=self._released,
+                pending_items=self.pending_items,
+                pending_bytes=self._pending_bytes,
+                memory_bytes=self._tail_bytes,
+                file_bytes=file_bytes,
+                overlay_items=len(self.overlay),
+                dead_letters=len(self._dead),
+                lost_positions=self._lost,
+            )
+
+    def close(self, *, remove: bool = False) -> None:
+        """Write, sync and close; with `remove`, delete the file instead: all was taken over."""
+        if remove:
+            self._file.remove()
+            return
+        try:
+            if self._fatal is None:
+                self.write()
+                self.sync(self._written)
+                while self.tidy():
+                    pass
+        finally:
+            self._file.close()
+
+
+def _frame_part(changes: Sequence[Change | None]) -> Sequence[Change | None]:
+    """Return as many of the first changes as fit a frame, at least one."""
+    return _cut(changes[:_FRAME_ITEMS], _FRAME_BYTES)
+
+
+def _cut(changes: Sequence[Change | None], bytes_max: int) -> Sequence[Change | None]:
+    """Return the first changes of at most so many bytes together, at least one."""
+    size = 0
+    for count, change in enumerate(changes):
+        if change is not None:
+            size += change.size_bytes
+            if size > bytes_max and count:
+                return changes[:count]
+    return changes
