@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import math
 import os
@@ -69,10 +70,8 @@ class _Job:
         self.thread: threading.Thread | None = None
 
     def open_gate(self) -> None:
-        try:
+        with contextlib.suppress(RuntimeError):  # open already, by another waker: just as well
             self.gate.release()
-        except RuntimeError:  # two wakers at once: the gate is open, which is all they want
-            pass
 
     def stop(self) -> None:
         self.stopping = True
@@ -118,7 +117,7 @@ class SystemRuntime:
     Args:
         name: Name of the engine, used in thread names and reports.
         on_error: Called with the job's name and the exception whenever a step raises, in the job's
-            thread. It must not raise.
+            thread; what it raises itself is logged.
         retry: Pauses after steps that raise.
     """
 
@@ -277,15 +276,7 @@ class SystemRuntime:
                     delay_s = job.step()
                 except BaseException as exc:  # even SystemExit must not end a job silently
                     failures += 1
-                    now = time.monotonic()
-                    if now - reported_at >= _REPORT_EVERY_S:
-                        reported_at = now
-                        _log.exception(
-                            "job_failed engine=%s job=%s failures=%d", self.name, job.name, failures
-                        )
-                    if self.on_error is not None:
-                        self.on_error(job.name, exc)
-                    del exc
+                    reported_at = self._report(job, exc, failures, reported_at)
                     job.pause(self._retry.delay_s(failures, self._random.random()))
                 else:
                     failures = 0
@@ -293,3 +284,22 @@ class SystemRuntime:
         finally:
             with self._lock:
                 self._jobs.pop(job.name, None)
+
+    def _report(self, job: _Job, exc: BaseException, failures: int, reported_at: float) -> float:
+        """Log and pass on a failure; return when one was logged last."""
+        now = time.monotonic()
+        if now - reported_at >= _REPORT_EVERY_S:
+            reported_at = now
+            _log.error(
+                "job_failed engine=%s job=%s failures=%d",
+                self.name,
+                job.name,
+                failures,
+                exc_info=exc,
+            )
+        if self.on_error is not None:
+            try:
+                self.on_error(job.name, exc)
+            except Exception:
+                _log.exception("on_error_failed engine=%s job=%s", self.name, job.name)
+        return reported_at

@@ -144,7 +144,7 @@ def _tier_health(parts: Inspectable, name: str, tier: Tier[Any]) -> TierHealth:
         error = str(tier.config_error)
     return TierHealth(
         attached=tier.attached,
-        circuit=tier.guard.state,
+        circuit=tier.guard.breaker.state.value,
         latency_s=latency,
         lag_items=parts.log.lag(name),
         paused=follower.paused,

@@ -1,0 +1,26 @@
+"""What each metric means: the reference page of metrics is made from this table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = ["MEANINGS", "describe"]
+
+MEANINGS: Mapping[str, str] = {
+    "operations": "Calls of a store by tier, operation and outcome.",
+    "operation_seconds": "Time of calls that reached a store, by tier and operation.",
+    "retries": "Repeated calls of a store, by tier and operation.",
+    "circuit_state": "State of a circuit: 0 closed, 1 half open, 2 open.",
+    "circuit_openings": "Times a circuit opened.",
+    "reads": "Reads by the tier that answered.",
+    "flushes": "Deliveries by tier and by the reason they left.",
+    "flush_seconds": "Time of one delivery, retries excluded.",
+    "delivered_items": "Changes delivered, by tier.",
+    "l2_cuts": "Times L2 fell too far behind and was started anew under another key epoch.",
+}
+"""Name without namespace and suffix, and its meaning. A metric need not be listed to work."""
+
+
+def describe(name: str) -> str:
+    """Return the meaning of a metric; its name in words where it is not listed."""
+    return MEANINGS.get(name) or name.replace("_", " ").capitalize() + "."
