@@ -27,7 +27,7 @@ from sync_engine.errors import DeadLettered, InvalidItem, StoreUnavailable
 from sync_engine.flow.writer import Receipt
 from sync_engine.house import Stores
 from sync_engine.ports import Runtime
-from sync_engine.wal.log import DeadLetter
+from sync_engine.wal.records import DeadLetter
 
 __all__ = ["AsyncReceipt", "AsyncSyncEngine"]
 
@@ -360,9 +360,7 @@ class AsyncSyncEngine:
         loaded = await loader()
         if loaded is None:
             return None
-        return await self.in_thread(
-            self.sync.get_or_load, id, lambda: loaded, ttl, options=options
-        )
+        return await self.in_thread(self.sync.get_or_load, id, lambda: loaded, ttl, options=options)
 
     def cached(
         self, *, key: Callable[..., str] | str, ttl: float | timedelta

@@ -13,8 +13,8 @@ from typing import Any, Self, TypeVar, cast, overload
 
 from sync_engine.config import SyncEngineConfig
 from sync_engine.core.batcher import FlushReason
-from sync_engine.core.item import Change, Route, SyncItem, check_id, check_state
-from sync_engine.core.options import Durability, SubmitOptions, ttl_ms
+from sync_engine.core.item import Change, SyncItem, check_id, check_state
+from sync_engine.core.options import SubmitOptions, ttl_ms
 from sync_engine.core.pressure import BackpressureLevel
 from sync_engine.core.results import (
     BatchResult,
@@ -30,7 +30,6 @@ from sync_engine.errors import (
     EngineClosed,
     InvalidItem,
     StorageError,
-    StoreUnavailable,
     SyncEngineError,
 )
 from sync_engine.flow.inspect import engine_stats, item_status, measure_health
@@ -38,7 +37,7 @@ from sync_engine.flow.writer import Receipt
 from sync_engine.house import House, Stores
 from sync_engine.ports import Runtime
 from sync_engine.runtime import SystemRuntime
-from sync_engine.wal.log import DeadLetter, Overtaken
+from sync_engine.wal.records import DeadLetter, Overtaken
 
 __all__ = ["SyncEngine"]
 
@@ -170,7 +169,9 @@ class SyncEngine:
 
     def _closed(self) -> EngineClosed:
         if self._pid not in (0, os.getpid()):
-            return EngineClosed("this engine belongs to the parent process: open one after the fork")
+            return EngineClosed(
+                "this engine belongs to the parent process: open one after the fork"
+            )
         return EngineClosed(f"the engine is {self._state.value}: call start(), or make a new one")
 
     def flush(self, timeout: float | None = None) -> FlushReport:
@@ -187,7 +188,7 @@ class SyncEngine:
         left = house.flush(self.config.close_timeout_s if timeout is None else timeout)
         return FlushReport(
             left=left,
-            dead_letters=len(house.log.dead_letters()),
+            dead_letters=len(house.log.dead),
             seconds=house.clock.monotonic() - started,
         )
 
@@ -210,16 +211,14 @@ class SyncEngine:
         try:
             house.log.write()
             left = house.flush(timeout, FlushReason.SHUTDOWN)
-            dead = len(house.log.dead_letters())
+            dead = len(house.log.dead)
         except SyncEngineError:
             left, dead = {"l3": house.log.pending_items}, 0
         finally:
             house.runtime.at_exit(None)
             house.stop(max(1.0, timeout))
             self._state = EngineState.CLOSED
-        return FlushReport(
-            left=left, dead_letters=dead, seconds=house.clock.monotonic() - started
-        )
+        return FlushReport(left=left, dead_letters=dead, seconds=house.clock.monotonic() - started)
 
     def pause(self, destination: str) -> None:
         """Stop delivering to ``l2`` or ``l3``; the log keeps what comes."""
@@ -754,7 +753,7 @@ class SyncEngine:
 
     def dead_letters(self) -> list[DeadLetter]:
         """Return what destinations refused for good, in log order."""
-        return self._open().log.dead_letters()
+        return self._open().log.dead.list()
 
     def requeue_dead_letters(self, positions: Iterable[int] | None = None) -> int:
         """Send dead letters again, with the versions they have; return how many.
@@ -771,7 +770,7 @@ class SyncEngine:
     def drop_dead_letters(self, positions: Iterable[int] | None = None) -> int:
         """Forget dead letters for good; return how many. The only call that gives data up."""
         log = self._open().log
-        return sum(log.drop_dead_letter(letter) for letter in self._letters(positions))
+        return sum(log.dead.drop(letter) for letter in self._letters(positions))
 
     def _letters(self, positions: Iterable[int] | None) -> list[DeadLetter]:
         letters = self.dead_letters()

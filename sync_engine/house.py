@@ -28,8 +28,9 @@ from sync_engine.stores.memory import MemoryCache
 from sync_engine.stores.redis import RedisStore
 from sync_engine.stores.sql import SqlArchive
 from sync_engine.telemetry import Metrics, get_logger
-from sync_engine.wal.log import LogListener, WriteAheadLog
+from sync_engine.wal.log import WriteAheadLog
 from sync_engine.wal.owner import LOG_SUFFIX, OwnerLock, orphans
+from sync_engine.wal.records import LogListener
 
 __all__ = ["House", "Stores"]
 
@@ -367,7 +368,7 @@ class House:
                         self.log.adopt(changes)
                         count += len(changes)
                     position = part.last
-                for letter in orphan.dead_letters():
+                for letter in orphan.dead.list():
                     self.log.adopt([letter.change])
                 self.log.sync(self.log.written)
                 orphan.close(remove=True)

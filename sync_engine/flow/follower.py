@@ -7,7 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from sync_engine.core import failpoints
-from sync_engine.core.batcher import BatchConfig, FlushBatch, FlushReason, HybridBatcher, newest_per_id
+from sync_engine.core.batcher import (
+    BatchConfig,
+    FlushBatch,
+    FlushReason,
+    HybridBatcher,
+    newest_per_id,
+)
 from sync_engine.core.item import Change
 from sync_engine.core.policies import RetryConfig
 from sync_engine.errors import CircuitOpen, StoreRejected, StoreUnavailable

@@ -95,7 +95,12 @@ class Guard:
             raise
         started = monotonic()
         try:
-            answer = fn(*args, **kwargs)
+            spans = self._metrics.spans
+            if spans is None:
+                answer = fn(*args, **kwargs)
+            else:
+                with spans(f"{self.name}.{operation}", meters.labels):
+                    answer = fn(*args, **kwargs)
         except BaseException as exc:
             meters.seconds.observe(monotonic() - started)
             meters.count(_outcome(exc))
@@ -158,13 +163,13 @@ class _Meters:
 
     def __init__(self, metrics: Metrics, tier: str, operation: str) -> None:
         self._metrics = metrics
-        self._labels = {"tier": tier, "operation": operation}
-        self.seconds: Histogram = metrics.histogram("operation_seconds", **self._labels)
-        self.retries: Counter = metrics.counter("retries", **self._labels)
-        self.ok: Counter = metrics.counter("operations", outcome="ok", **self._labels)
+        self.labels = {"tier": tier, "operation": operation}
+        self.seconds: Histogram = metrics.histogram("operation_seconds", **self.labels)
+        self.retries: Counter = metrics.counter("retries", **self.labels)
+        self.ok: Counter = metrics.counter("operations", outcome="ok", **self.labels)
 
     def count(self, outcome: str) -> None:
-        self._metrics.counter("operations", outcome=outcome, **self._labels).inc()
+        self._metrics.counter("operations", outcome=outcome, **self.labels).inc()
 
 
 class _Again(Generic[R]):

@@ -52,7 +52,7 @@ def item_status(parts: Inspectable, change_id: str) -> ItemStatus:
         in_l2=_holds(in_l2),
         in_l3=_holds(in_l3),
         dead_letter=next(
-            (letter.error for letter in parts.log.dead_letters() if letter.change.id == change_id),
+            (letter.error for letter in parts.log.dead.list() if letter.change.id == change_id),
             None,
         ),
     )

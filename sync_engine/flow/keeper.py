@@ -79,9 +79,7 @@ class Keeper:
         asked = self._clock.monotonic()
         if asked < self._renew_at:
             return
-        held = self._l3.call(
-            "lease", self._l3.store.lease, self._owner, self._lease_ttl_s
-        )
+        held = self._l3.call("lease", self._l3.store.lease, self._owner, self._lease_ttl_s)
         if held:
             self._lease_until = asked + self._lease_ttl_s
             self._renew_at = asked + self._lease_ttl_s / 3

@@ -111,9 +111,7 @@ class Queries:
             StoreUnavailable: The archive cannot be asked.
         """
         pending = [change_id for change_id in self._pending_ids() if change_id.startswith(prefix)]
-        total = self._l3.call_with_retry(
-            "count", self._l3.store.count, prefix=prefix, state=state
-        )
+        total = self._l3.call_with_retry("count", self._l3.store.count, prefix=prefix, state=state)
         for start in range(0, len(pending), _PAGE):
             ids = pending[start : start + _PAGE]
             rows = self._reader.archived(ids)

@@ -38,7 +38,9 @@ class Receipt:
     def __repr__(self) -> str:
         return f"Receipt(id={self.id!r}, version={self.version}, position={self.position})"
 
-    def wait(self, level: Durability | str = Durability.ARCHIVE, timeout: float | None = None) -> None:
+    def wait(
+        self, level: Durability | str = Durability.ARCHIVE, timeout: float | None = None
+    ) -> None:
         """Block until the write has reached a durability level.
 
         Args:

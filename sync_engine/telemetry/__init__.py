@@ -4,6 +4,7 @@
 """
 
 from sync_engine.telemetry.catalogue import MEANINGS
+from sync_engine.telemetry.exposition import CONTENT_TYPE, render_text
 from sync_engine.telemetry.logs import EventLogger, JsonFormatter, get_logger
 from sync_engine.telemetry.metrics import (
     Counter,
@@ -18,6 +19,7 @@ from sync_engine.telemetry.redaction import redact, redact_url
 from sync_engine.telemetry.timing import LatencyTimer, time_operation
 
 __all__ = [
+    "CONTENT_TYPE",
     "MEANINGS",
     "Counter",
     "EventLogger",
@@ -32,5 +34,6 @@ __all__ = [
     "get_logger",
     "redact",
     "redact_url",
+    "render_text",
     "time_operation",
 ]

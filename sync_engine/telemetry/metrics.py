@@ -15,7 +15,7 @@ import math
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from threading import Lock
@@ -34,6 +34,7 @@ __all__ = [
     "Labels",
     "Metrics",
     "Series",
+    "SpanHook",
     "full_name",
     "render_labels",
 ]
@@ -43,6 +44,7 @@ SERIES_MAX = 200
 """Label combinations of one name; those beyond share one series labelled ``other``."""
 
 Labels = tuple[tuple[str, str], ...]
+SpanHook = Callable[[str, Mapping[str, str]], AbstractContextManager[None]]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
@@ -171,9 +173,13 @@ class Metrics:
     """The meters of one engine, by name and labels.
 
     A name is ``<noun>_<unit>``, as in ``flush_seconds``; the namespace goes before it, and
-    ``_total`` behind it for counters: ``sync_engine_flushes_total``. A name keeps the kind and the label names
+    ``_total`` behind it for counters: ``sync_engine_flushes_total``. A name keeps the kind and the
+    label names
     of its first use. Label values must come from a small set (tiers, operations, outcomes), never
     from users' data; combinations beyond `SERIES_MAX` share one series labelled ``other``.
+
+    Attributes:
+        spans: Makes the context of a store call from its name and attributes; None makes none.
 
     Thread-safety: every method may be called from any thread. Cost: a look-up is about 0.5 µs, so
     hot paths keep the meter they were given.
@@ -183,6 +189,8 @@ class Metrics:
         self._lock = Lock()
         self._series: dict[tuple[str, frozenset[tuple[str, str]]], _Meter] = {}
         self._families: dict[str, _Registered] = {}
+        self._watchers: list[Callable[[str, str], None]] = []
+        self.spans: SpanHook | None = None
 
     def counter(self, name: str, **labels: str) -> Counter:
         """Return the counter of a name and labels; always the same one.
@@ -226,16 +234,32 @@ class Metrics:
     def collect(self) -> list[Family]:
         """Read everything: one entry a metric, in order of names."""
         with self._lock:
-            found = [(name, f.kind, list(f.series.items())) for name, f in self._families.items()]
+            found = sorted((name, family.kind) for name, family in self._families.items())
         return [
-            Family(
-                full_name(name, kind),
-                kind,
-                describe(name),
-                tuple(sorted(_read(meters), key=_labels)),
-            )
-            for name, kind, meters in sorted(found)
+            Family(full_name(name, kind), kind, describe(name), self.read(name))
+            for name, kind in found
         ]
+
+    def read(self, name: str) -> tuple[Series, ...]:
+        """Read the series of one metric, in order of labels; empty where there is none."""
+        with self._lock:
+            family = self._families.get(name)
+            meters = sorted(family.series.items(), key=_labels) if family else []
+        return tuple(_read(meters))
+
+    def watch(self, watcher: Callable[[str, str], None]) -> None:
+        """Tell a function name and kind of every metric there is, and later of every new one."""
+        with self._lock:
+            self._watchers.append(watcher)
+            known = [(name, family.kind) for name, family in self._families.items()]
+        for name, kind in known:
+            watcher(name, kind)
+
+    def unwatch(self, watcher: Callable[[str, str], None]) -> None:
+        """Tell a function no more; unknown ones are ignored."""
+        with self._lock:
+            if watcher in self._watchers:
+                self._watchers.remove(watcher)
 
     def snapshot(self) -> dict[str, float | HistogramValue]:
         """Return every series as ``name{label="value"}`` and its value."""
@@ -266,6 +290,7 @@ class Metrics:
                 raise ValueError(f"{word!r} is no name for a metric or label")
         key = tuple(sorted((label, str(value)) for label, value in labels.items()))
         with self._lock:
+            watchers = () if name in self._families else tuple(self._watchers)
             family = self._families.setdefault(name, _Registered(kind, frozenset(labels)))
             if (family.kind, family.labels) != (kind, frozenset(labels)):
                 raise ValueError(
@@ -279,7 +304,9 @@ class Metrics:
             meter = family.series[key]
             if len(family.series) <= SERIES_MAX:
                 self._series[name, frozenset(labels.items())] = meter
-            return meter
+        for watcher in watchers:
+            watcher(name, kind)
+        return meter
 
 
 class _Callback:
@@ -318,8 +345,8 @@ def _read(meters: Iterable[tuple[Labels, _Meter]]) -> Iterator[Series]:
                 yield Series(labels, float(meter.read()))
 
 
-def _labels(series: Series) -> Labels:
-    return series.labels
+def _labels(item: tuple[Labels, _Meter]) -> Labels:
+    return item[0]
 
 
 def _first_bound(name: str) -> float:

@@ -12,91 +12,25 @@ input or output).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from sync_engine.core import codec, failpoints
+from sync_engine.core import failpoints
 from sync_engine.core.item import Change
 from sync_engine.core.version import ENGINE_NUMBER_MAX, VersionClock, version_of_ms
 from sync_engine.errors import CorruptData, EngineFailed, StoreUnavailable
 from sync_engine.ports import LogSlice, Runtime
 from sync_engine.wal import frame
+from sync_engine.wal.dead import DeadLetters
 from sync_engine.wal.file import LogFile
 from sync_engine.wal.overlay import Overlay
+from sync_engine.wal.records import DeadLetter, LogListener, Overtaken, WalStats
 
-__all__ = ["DeadLetter", "LogListener", "Overtaken", "WalStats", "WriteAheadLog"]
+__all__ = ["WriteAheadLog"]
 
 _FRAME_ITEMS = 256
 _FRAME_BYTES = 1 << 20
 _VERSION_MARGIN = version_of_ms(5_000)
 _CHECKPOINT_BYTES = 16 << 20
-
-
-class Overtaken(Exception):
-    """The id was written after the position that the caller decided on."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WalStats:
-    """What the log holds.
-
-    Attributes:
-        head: Last deliverable position.
-        written: Last position in the file.
-        synced: Last position known to be safe from power loss.
-        released: Last position that every follower has passed.
-        pending_items: Changes that the archive has not taken.
-        pending_bytes: Their bytes.
-        memory_bytes: Bytes of changes held in memory.
-        file_bytes: Bytes in use in the file.
-        overlay_items: Ids in the overlay.
-        dead_letters: Changes put aside.
-        lost_positions: Positions that were synced once and are missing from the file.
-    """
-
-    head: int
-    written: int
-    synced: int
-    released: int
-    pending_items: int
-    pending_bytes: int
-    memory_bytes: int
-    file_bytes: int
-    overlay_items: int
-    dead_letters: int
-    lost_positions: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetter:
-    """A change that its destination refused for good.
-
-    Attributes:
-        follower: The destination.
-        position: Place in the log.
-        change: The change.
-        error: What the destination said.
-        at_ms: Wall-clock milliseconds of the refusal.
-    """
-
-    follower: str
-    position: int
-    change: Change
-    error: str
-    at_ms: int
-
-
-class LogListener:
-    """What the engine does when the log moves; each call is short and under the state lock."""
-
-    def visible(self, changes: Sequence[Change]) -> None:
-        """Changes are about to become readable through the overlay."""
-
-    def released(self, changes: Sequence[Change], *, in_memory: bool) -> None:
-        """Changes that were newest of their ids are about to leave the overlay."""
-
-    def wake(self) -> None:
-        """A follower has as much to deliver as it waited for."""
 
 
 class WriteAheadLog:
@@ -133,8 +67,8 @@ class WriteAheadLog:
         self.uuid = str(self._file.meta("uuid"))
         self._cursors = self._file.cursors()
         self._overlay_names: tuple[str, ...] = (archive,)
-        self._dead: dict[tuple[str, int], str] = {}
         self.overlay = Overlay()
+        self.dead = DeadLetters(self._file, self._write_lock, self._lock, self.overlay, archive)
         self._tail: list[Change | None] = []
         self._tail_bytes = 0
         self._soft: set[int] = set()
@@ -163,10 +97,7 @@ class WriteAheadLog:
 
     def _load(self) -> None:
         """Rebuild the overlay from what lies above the cursors; bytes stay in the file."""
-        for letter in self.dead_letters():
-            self._dead[letter.follower, letter.position] = letter.error
-            if letter.follower == self._archive:
-                self.overlay.pin(letter.change)
+        self.dead.load()
         archived = self._cursors.get(self._archive, 0)
         after = self._overlay_floor
         while after < self._written:
@@ -609,40 +540,11 @@ class WriteAheadLog:
 
     def dead_letter(self, follower: str, position: int, change: Change, error: str) -> None:
         """Put a change aside, durably, before its follower passes it."""
-        record = codec.encode(change, position)
-        with self._write_lock:
-            self._file.bury(
-                follower, position, change.id, record, error[:2000], self._clock.now_ms()
-            )
-        with self._lock:
-            self._dead[follower, position] = error
-            if follower == self._archive:
-                self.overlay.pin(change)
+        self.dead.bury(follower, position, change, error, self._clock.now_ms())
 
-    def dead_letters(self) -> list[DeadLetter]:
-        """Return what was put aside, in log order."""
-        with self._write_lock:
-            rows = self._file.dead()
-        return [
-            DeadLetter(
-                follower=follower,
-                position=position,
-                change=codec.decode(record, position, where=f"dead letter {position}"),
-                error=error,
-                at_ms=at_ms,
-            )
-            for follower, position, _, record, error, at_ms in rows
-        ]
-
-    def drop_dead_letter(self, letter: DeadLetter) -> bool:
-        """Forget a dead letter for good; tell whether it was there."""
-        with self._write_lock:
-            there = self._file.unbury(letter.follower, letter.position)
-        with self._lock:
-            self._dead.pop((letter.follower, letter.position), None)
-            if letter.follower == self._archive:
-                self.overlay.unpin(letter.change.id, letter.change.version)
-        return there
+    def dead_error(self, follower: str, position: int) -> str | None:
+        """Return the error that a position was put aside with, if it was."""
+        return self.dead.error(follower, position)
 
     def requeue(self, letter: DeadLetter) -> None:
         """Append a dead letter again, with the version it has, and forget it as one."""
@@ -651,11 +553,7 @@ class WriteAheadLog:
         if type(known) is not Change or known.version <= change.version:
             last, _ = self.append([change], soft=False)
             self.commit(last)
-        self.drop_dead_letter(letter)
-
-    def dead_error(self, follower: str, position: int) -> str | None:
-        """Return the error that a position was put aside with, if it was."""
-        return self._dead.get((follower, position))
+        self.dead.drop(letter)
 
     def put_snapshot(self, name: str, data: bytes) -> None:
         """Store a named blob beside the log."""
@@ -727,7 +625,7 @@ class WriteAheadLog:
                 memory_bytes=self._tail_bytes,
                 file_bytes=file_bytes,
                 overlay_items=len(self.overlay),
-                dead_letters=len(self._dead),
+                dead_letters=len(self.dead),
                 lost_positions=self._lost,
             )
 

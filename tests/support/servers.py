@@ -106,7 +106,7 @@ class RedisCluster:
             self._formed = True
         for node in self.nodes:
             node._wait_until(
-                lambda node=node: b"cluster_state:ok" in node.execute("CLUSTER INFO"), "join"
+                lambda node=node: node.execute("CLUSTER INFO")["cluster_state"] == "ok", "join"
             )
 
     def flush(self) -> None:
@@ -178,7 +178,7 @@ class MariaDBServer(SqlServer):
         return [*common, "--user=root"] if os.geteuid() == 0 else common
 
     def command(self) -> list[str]:
-        flush = "1" if self.durable else "0"
+        flush = "1" if self.durable else "2"  # 2: written at commit, not synced
         return [
             self._program, *self._common(), f"--port={self.port}", "--bind-address=127.0.0.1",
             f"--socket={self.dir}/sock", f"--pid-file={self.dir}/pid",
@@ -234,7 +234,7 @@ class PostgresServer(SqlServer):
         settings = {
             "port": self.port, "listen_addresses": "127.0.0.1",
             "unix_socket_directories": self.dir / "pg", "shared_buffers": "16MB",
-            "max_connections": 100, "fsync": durable, "synchronous_commit": durable,
+            "max_connections": 100, "fsync": durable, "synchronous_commit": "on",
             "full_page_writes": durable, "autovacuum": "off",
         }  # fmt: skip
         flags = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]

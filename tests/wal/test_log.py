@@ -14,8 +14,9 @@ from sync_engine.core import failpoints
 from sync_engine.core.item import Change
 from sync_engine.errors import ConfigError, CorruptData, EngineFailed, StoreUnavailable
 from sync_engine.testing import ManualRuntime
-from sync_engine.wal.log import LogListener, Overtaken, WriteAheadLog
+from sync_engine.wal.log import WriteAheadLog
 from sync_engine.wal.owner import OwnerLock, orphans
+from sync_engine.wal.records import LogListener, Overtaken
 
 Open = Callable[..., WriteAheadLog]
 
@@ -380,12 +381,12 @@ def test_a_refused_change_stays_readable_and_can_be_sent_again(open_log: Open) -
 
     again = open_log()
     assert again.pending("poison") == change
-    (letter,) = again.dead_letters()
+    (letter,) = again.dead.list()
     assert (letter.error, letter.position) == ("too long", 1)
 
     again.requeue(letter)
     assert drain(again) == [change]
-    assert again.dead_letters() == []
+    assert again.dead.list() == []
     assert again.pending("poison") is None
 
 
@@ -400,7 +401,9 @@ def test_a_newer_change_replaces_a_refused_one(open_log: Open) -> None:
     assert log.pending("a") is None
 
 
-@pytest.mark.parametrize("content", [b"not a database, surely" * 50, b"SQLite format 3\0" + b"\0" * 90])
+@pytest.mark.parametrize(
+    "content", [b"not a database, surely" * 50, b"SQLite format 3\0" + b"\0" * 90]
+)
 def test_a_foreign_file_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "m.log.db"
     path.write_bytes(content)

@@ -1,0 +1,18 @@
+"""Existence filters: say *absent* without asking the archive, and never wrongly."""
+
+from sync_engine.core.filters.base import ExistenceFilter, FilterFormatError
+from sync_engine.core.filters.bloom import BloomFilter
+from sync_engine.core.filters.cuckoo import CuckooFilter
+from sync_engine.core.filters.manager import FilterManager, FilterTrust, Warmup
+from sync_engine.core.filters.snapshot import FilterSnapshot
+
+__all__ = [
+    "BloomFilter",
+    "CuckooFilter",
+    "ExistenceFilter",
+    "FilterFormatError",
+    "FilterManager",
+    "FilterSnapshot",
+    "FilterTrust",
+    "Warmup",
+]
