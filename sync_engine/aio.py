@@ -8,6 +8,7 @@ turn are one MGET and one IN query, a hundred writes are one group in the log.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -262,7 +263,12 @@ class AsyncSyncEngine:
         loop = asyncio.get_running_loop()
         event = asyncio.Event()
         timeout = self.sync.config.submit_timeout_s if timeout is None else timeout
-        self.sync.when_archived(position, lambda: loop.call_soon_threadsafe(event.set))
+
+        def arrived() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(event.set)
+
+        self.sync.when_archived(position, arrived)
         try:
             async with asyncio.timeout(timeout):
                 await event.wait()

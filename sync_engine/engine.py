@@ -310,7 +310,7 @@ class SyncEngine:
 
     def _submit_if(self, house: House, draft: Change, options: SubmitOptions) -> Receipt:
         for _ in range(_UPDATE_ATTEMPTS):
-            seen = house.log.appended
+            seen = house.log.head()
             actual = self._version(house, draft.id)
             if actual != options.expected:
                 raise Conflict(draft.id, cast("int", options.expected), actual)
@@ -322,6 +322,7 @@ class SyncEngine:
                     unless_after=seen,
                 )
             except Overtaken:
+                house.log.commit(house.log.appended, 0)  # let who was faster become visible
                 continue
             return Receipt(changes[0], last, house.writer)
         raise Conflict(draft.id, cast("int", options.expected), 0)
@@ -412,7 +413,7 @@ class SyncEngine:
 
     def _delete(self, house: House, ids: Sequence[str], options: SubmitOptions) -> int:
         try:
-            there = house.reader.get_many_for_delete(ids)
+            there: Sequence[str] = house.reader.get_many_for_delete(ids)
         except (StorageError, CorruptData):
             there = ids  # nobody can say: a tombstone is right either way
         if there:
@@ -444,8 +445,9 @@ class SyncEngine:
         house = self._open()
         check_id(id)
         options = _DEFAULT if options is None else options
+        version = 0
         for _ in range(_UPDATE_ATTEMPTS):
-            seen = house.log.appended
+            seen = house.log.head()
             version = self._version(house, id)
             old = self.get(id) if version else None
             if (old.version if old else 0) != version:
@@ -465,6 +467,7 @@ class SyncEngine:
                     unless_after=seen,
                 )
             except Overtaken:
+                house.log.commit(house.log.appended, 0)  # let who was faster become visible
                 continue
             return changes[0].item()
         raise Conflict(id, version, -1)
@@ -608,7 +611,7 @@ class SyncEngine:
             again = self.get(id)
             if again is not None:
                 return again
-            seen = house.log.appended
+            seen = house.log.head()
             loaded = loader()
             if loaded is None:
                 return None

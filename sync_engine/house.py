@@ -25,8 +25,6 @@ from sync_engine.flow.tier import Tier
 from sync_engine.flow.writer import Writer
 from sync_engine.ports import ArchiveInfo, ArchiveStore, CacheStore, Runtime
 from sync_engine.stores.memory import MemoryCache
-from sync_engine.stores.redis import RedisStore
-from sync_engine.stores.sql import SqlArchive
 from sync_engine.telemetry import Metrics, get_logger
 from sync_engine.wal.log import WriteAheadLog
 from sync_engine.wal.owner import LOG_SUFFIX, OwnerLock, orphans
@@ -54,8 +52,12 @@ class Stores:
         Raises:
             ConfigError: A URL is wrong, or the driver's extra is not installed.
         """
-        l2 = None
+        from sync_engine.stores.sql import SqlArchive  # noqa: PLC0415 - SQLAlchemy is slow to import
+
+        l2: CacheStore | None = None
         if config.redis_url is not None:
+            from sync_engine.stores.redis import RedisStore  # noqa: PLC0415 - an extra
+
             l2 = RedisStore(
                 config.redis_url,
                 prefix=config.redis_prefix,
@@ -147,6 +149,7 @@ class House:
             capacity=config.filter_capacity,
             audit_every=config.filter_audit_every,
             covered=lambda: self.keeper.covered(),
+            lock=runtime.lock,
         )
         self.arrivals = Arrivals(self.log, runtime)
         self.reader = Reader(
@@ -170,6 +173,7 @@ class House:
             retention_s=config.tombstone_retention_s,
             pending_ids=self.log.overlay.ids,
             oldest_pending_ms=self._oldest_pending_ms,
+            restore=self._restore_filter,
             enabled=config.filter != "off",
         )
         self.followers = {L3: self._follower(L3, self.l3, config.l3_batch)}
@@ -227,8 +231,10 @@ class House:
     # -- delivery ---------------------------------------------------------------------------------
 
     def _prepare_archive(self, changes: Sequence[Change]) -> Sequence[Change]:
-        """Leave out cache-only changes of ids that the archive provably has no row of."""
-        if all(change.routes & Route.L3 for change in changes):
+        """Tell the filter, and leave out cache-only changes that the archive has no row of."""
+        stored = [change.id for change in changes if change.routes & Route.L3]
+        self.filters.add_many(stored)
+        if len(stored) == len(changes):
             return changes
         absent = self.filters.never_added
         return [c for c in changes if c.routes & Route.L3 or not absent(c.id)]
@@ -347,7 +353,6 @@ class House:
                     tier.ready()
                 if tier.config_error is not None:
                     raise tier.config_error
-        self._restore_filter()
         with contextlib.suppress(StorageError):
             self.keeper.step()
         for name, step in jobs.items():
@@ -376,24 +381,20 @@ class House:
             finally:
                 lock.release()
 
-    def _restore_filter(self) -> None:
+    def _restore_filter(self) -> bool:
         """Take the filter of the last clean shutdown, if the archive has not changed since."""
-        if not self.l3.attached or self.config.filter == "off":
-            return
-        try:
-            data = self.log.get_snapshot(_FILTER_SNAPSHOT)
-            if data is None:
-                return
-            info: ArchiveInfo = self.l3.call("info", self.l3.store.info)
-            restored = self.filters.restore(
-                data,
-                archive_uuid=info.uuid,
-                generation=info.generation,
-                ids_after=self.log.overlay.ids(),
-            )
-            _log.info("filter_restored", restored=restored)
-        except StorageError as exc:
-            _log.info("filter_not_restored", error=exc)
+        data = self.log.get_snapshot(_FILTER_SNAPSHOT)
+        if not data:
+            return False
+        info: ArchiveInfo = self.l3.call("info", self.l3.store.info)
+        restored = self.filters.restore(
+            data,
+            archive_uuid=info.uuid,
+            generation=info.generation,
+            ids_after=self.log.overlay.ids(),
+        )
+        _log.info("filter_restored", restored=restored, reason=self.filters.reason)
+        return restored
 
     def _save_filter(self) -> None:
         if self.l3.attached and self.filters.trusted and self.keeper.covered():

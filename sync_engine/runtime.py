@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 from sync_engine.core.policies import RetryConfig
 from sync_engine.errors import EngineClosed
@@ -19,6 +20,7 @@ __all__ = ["SystemClock", "SystemRuntime"]
 
 _log = logging.getLogger("sync_engine.runtime")
 _REPORT_EVERY_S = 10.0
+_CALLERS_MAX = 8
 
 
 class SystemClock:
@@ -138,6 +140,7 @@ class SystemRuntime:
         self._closed = False
         self._pid = os.getpid()
         self._at_exit: Callable[[], object] | None = None
+        self._executor: ThreadPoolExecutor | None = None
 
     @property
     def clock(self) -> SystemClock:
@@ -242,9 +245,24 @@ class SystemRuntime:
             jobs = list(self._jobs.values())
         self.at_exit(None)
         self._clock.end_sleeps()
+        if self._executor is not None:
+            self._executor.shutdown(wait=False)
         for job in jobs:
             job.stop()
         return [job.name for job in jobs if not job.ended(until - time.monotonic())]
+
+    def executor(self) -> Executor:
+        """Return a pool of up to eight threads for calls that block; made on first use.
+
+        Raises:
+            EngineClosed: The runtime is closed, or belongs to the parent process.
+        """
+        with self._lock:
+            if self._closed or self.forked:
+                raise EngineClosed("the runtime is closed: it takes no more calls")
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(_CALLERS_MAX, f"{self.name}:call")
+            return self._executor
 
     def at_exit(self, callback: Callable[[], object] | None) -> None:
         """Call something when the interpreter exits, while daemon threads still run.

@@ -82,7 +82,10 @@ def test_no_increment_is_lost_between_threads() -> None:
     assert histogram.read().sum == 80_000.0
 
 
-@given(st.lists(st.floats(min_value=-1, max_value=1e6), max_size=50))
+BOUNDS = st.integers(min_value=0, max_value=27).map(lambda power: 1e-6 * 2**power)
+
+
+@given(st.lists(BOUNDS | st.floats(min_value=-1, max_value=1e6), max_size=50))
 def test_each_bucket_counts_what_is_not_above_its_bound(values: list[float]) -> None:
     histogram = Histogram()
     for value in values:

@@ -27,8 +27,8 @@ __all__ = [
 
 N = TypeVar("N", int, float)
 
-_AMOUNT = re.compile(r"\s*(\d+(?:_\d+)*(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
-_WHOLE = re.compile(r"\s*\d+(?:_\d+)*\s*")
+_AMOUNT = re.compile(r"\s*(\d+(?:_\d+)*(?:\.\d+)?)\s*([a-zA-Z]*)\s*", re.ASCII)
+_WHOLE = re.compile(r"\s*\d+(?:_\d+)*\s*", re.ASCII)
 _SIZES = {
     unit: base**power
     for base, infix in ((1000, ""), (1024, "i"))

@@ -104,17 +104,16 @@ class CircuitBreaker:
 
     def failed(self, ticket: int) -> None:
         """Report that the store did not answer, or that the call was torn away."""
-        if self._machine is None:
-            self._build()
+        machine = self._machine or self._build()
         with self._lock:
             if ticket == self._ticket:
                 self._unblemished = False
                 try:
-                    self._machine.call(_fail)
+                    machine.call(_fail)
                 except _Failure:
                     return
 
-    def _build(self) -> None:
+    def _build(self) -> Any:
         # Only a failure needs pybreaker, and importing it imports redis-py where that is installed:
         # an engine without Redis should not pay for it at start.
         import pybreaker
@@ -135,6 +134,7 @@ class CircuitBreaker:
         with self._lock:
             if self._machine is None:
                 self._machine = machine
+            return self._machine
 
     def _changed(self, state: CircuitState) -> None:
         self._state = state

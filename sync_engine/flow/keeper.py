@@ -40,6 +40,7 @@ class Keeper:
         retention_s: float,
         pending_ids: Callable[[], Iterable[str]],
         oldest_pending_ms: Callable[[], int],
+        restore: Callable[[], bool],
         enabled: bool,
     ) -> None:
         self._l3 = l3
@@ -50,6 +51,7 @@ class Keeper:
         self._retention_s = retention_s
         self._pending_ids = pending_ids
         self._oldest_pending_ms = oldest_pending_ms
+        self._restore: Callable[[], bool] | None = restore
         self._enabled = enabled
         self._lease_until = -math.inf
         self._renew_at = -math.inf
@@ -101,6 +103,9 @@ class Keeper:
         if self._warmup is None:
             if not self._filters.needs_warmup():
                 return False
+            restore, self._restore = self._restore, None
+            if restore is not None and restore():  # only now, under the lease, is it sure to hold
+                return False
             self._warmup = self._filters.begin_warmup()
             self._after = None
             self._warmup.add_many(list(self._pending_ids()))
@@ -113,9 +118,9 @@ class Keeper:
             return True
         if not self.covered():
             raise StoreUnavailable(self._l3.name, "warm_up", "the lease ran out meanwhile")
-        self._warmup.complete()
+        if self._warmup.complete():
+            _log.info("filter_trusted", ids=self._filters.stats().get("count", 0))
         self._warmup = None
-        _log.info("filter_trusted", ids=self._filters.stats().get("count", 0))
         return False
 
     def _purge(self) -> None:

@@ -265,7 +265,7 @@ class Reader:
         """
         if self._l2 is None or not self._fills:
             return
-        fills = []
+        fills: list[Change] = []
         while self._fills and len(fills) < 1000:
             change = self._fills.popleft()
             if self._pending(change.id) is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from sync_engine.core import failpoints
 from sync_engine.core.filters import FilterManager
-from sync_engine.core.item import Change, check_id, check_state
+from sync_engine.core.item import Change, Route, check_id, check_state
 from sync_engine.core.options import Durability
 from sync_engine.core.pressure import BackpressureLevel, PressurePolicy
 from sync_engine.errors import Backpressure, DeadLettered, InvalidItem, StoreUnavailable
@@ -126,8 +126,9 @@ class Writer:
         Raises:
             Backpressure: There is none.
         """
-        items = len(drafts)
-        size = drafts[0].size_bytes if items == 1 else sum(draft.size_bytes for draft in drafts)
+        # One less of each: what fills the last place exactly is still taken.
+        items = len(drafts) - 1
+        size = sum(draft.size_bytes for draft in drafts) - 1
         level = self._level(items, size)
         if level < BackpressureLevel.THROTTLE:
             return
@@ -170,7 +171,7 @@ class Writer:
         if any(draft.content is not None for draft in drafts):
             self._admit(drafts, self._timeout_s if timeout_s is None else timeout_s)
         for draft in drafts:
-            if draft.content is not None:
+            if draft.content is not None and draft.routes & Route.L3:
                 self._filters.add(draft.id)
         if failpoints.armed:
             failpoints.hit("writer.filtered")

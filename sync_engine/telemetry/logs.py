@@ -97,7 +97,7 @@ class EventLogger:
 
     def _record(self, level: int, event: str, fields: Mapping[str, object]) -> logging.LogRecord:
         clean = {key: _clean(value) for key, value in fields.items()}
-        path, line, function, _ = self._logger.findCaller(stacklevel=2)
+        path, line, function, _ = self._logger.findCaller(stacklevel=3)
         return self._logger.makeRecord(
             self._logger.name,
             level,

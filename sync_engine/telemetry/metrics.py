@@ -277,7 +277,7 @@ class Metrics:
         labels: Mapping[str, str],
     ) -> Instrument:
         meter = self._series.get((name, frozenset(labels.items())))
-        if type(meter) is kind:
+        if isinstance(meter, kind):
             return meter
         return cast("Instrument", self._place(make(), name, labels))
 

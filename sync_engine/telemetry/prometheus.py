@@ -34,8 +34,9 @@ class PrometheusExporter:
                 "prometheus_client is not installed: pip install 'sync-engine[prometheus]'"
             ) from exc
         self._metrics = metrics
-        self._registry: CollectorRegistry | None = REGISTRY if registry is None else registry
-        self._registry.register(self)
+        registry = REGISTRY if registry is None else registry
+        registry.register(self)
+        self._registry: CollectorRegistry | None = registry
 
     def describe(self) -> list[Metric]:
         """Return nothing: names come and go, so the registry must not ask for them ahead."""

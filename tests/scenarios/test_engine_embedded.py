@@ -594,7 +594,7 @@ def test_l2_that_falls_too_far_behind_is_cut_off_and_its_old_values_never_read(
     for n in range(50):
         engine.submit(f"i{n}", b"v")
     engine.submit("only-cached", b"kept", SubmitOptions.cache(60))
-    assert engine.flush(10).left in ({}, {"l2": 1})
+    assert set(engine.flush(0.5).left) <= {"l2"}
 
     engine._house.l1.clear()  # type: ignore[union-attr]
     servers.l2.down = False

@@ -121,8 +121,13 @@ class Server(ABC):
         with log:
             self._process = _spawner.submit(
                 lambda: subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
-                    user=None if guard else self.user, start_new_session=True,
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd="/",
+                    user=None if guard else self.user,
+                    start_new_session=True,
                 )  # fmt: skip
             ).result()
         self._wait_until(self._answers, "start")

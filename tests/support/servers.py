@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,8 +85,12 @@ class RedisCluster:
         for _ in range(3):
             self.nodes.append(
                 RedisServer(
-                    "--cluster-enabled", "yes", "--cluster-port", str(free_port()),
-                    "--cluster-node-timeout", "2000",
+                    "--cluster-enabled",
+                    "yes",
+                    "--cluster-port",
+                    str(free_port()),
+                    "--cluster-node-timeout",
+                    "2000",
                 )  # fmt: skip
             )
         self._formed = False
@@ -198,6 +203,11 @@ class MariaDBServer(SqlServer):
             self.execute(f"CREATE USER sync@'127.0.0.1' IDENTIFIED BY '{PASSWORD}'")
             self.execute("GRANT ALL ON *.* TO sync@'127.0.0.1'")
         super().start()
+
+    def ready(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:  # pymysql leaks a socket that is refused
+            probe.connect(f"{self.dir}/sock")
+        return super().ready()
 
     @contextmanager
     def admin(self) -> Iterator[Any]:

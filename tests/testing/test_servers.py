@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pymysql
 import psycopg
+import pymysql
 import pytest
 import redis
 import sqlalchemy

@@ -21,7 +21,7 @@ _SLICES_MAX = 32
 class BloomFilter:
     """A set of ids that only grows; see `ExistenceFilter`.
 
-    pybloom-live's own hashes have no key, so it is given the keyed hash of an id in place of the id.
+    pybloom-live's own hashes have no key, so it is given the keyed hash of an id, not the id.
 
     Args:
         capacity: Ids to have room for at once (at least 1).

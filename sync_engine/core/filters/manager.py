@@ -5,16 +5,17 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import count, islice
+from itertools import count
 from typing import Any
 
 from sync_engine.core.filters.base import ExistenceFilter, FilterFormatError
 from sync_engine.core.filters.bloom import BloomFilter
 from sync_engine.core.filters.cuckoo import CuckooFilter
 from sync_engine.core.filters.snapshot import FilterSnapshot
+from sync_engine.core.filters.warmup import Warmup, add_unknown, chunks
 from sync_engine.errors import ConfigError
 
-__all__ = ["FilterManager", "FilterTrust", "Warmup"]
+__all__ = ["FilterManager", "FilterTrust"]
 
 _KINDS: Mapping[str, Callable[[int], ExistenceFilter]] = {
     "cuckoo": CuckooFilter,
@@ -26,7 +27,6 @@ _PARSERS: Mapping[str, Callable[[bytes], ExistenceFilter]] = {
 }
 _STALE_SHARE = 4
 _STALE_MIN = 1000
-_CHUNK = 1024
 
 
 class FilterTrust(enum.Enum):
@@ -35,42 +35,6 @@ class FilterTrust(enum.Enum):
     UNTRUSTED = "untrusted"
     WARMING = "warming"
     TRUSTED = "trusted"
-
-
-class Warmup:
-    """A new filter that is being filled while the old one, if any, still answers.
-
-    Made by `FilterManager.begin_warmup`. It is fed with every id that is pending or archived, listed
-    *after* it began; ids added to the manager meanwhile go to it as well. Any thread may use it.
-    """
-
-    def __init__(self, manager: FilterManager, filter: ExistenceFilter) -> None:
-        self._manager = manager
-        self.filter = filter
-
-    @property
-    def active(self) -> bool:
-        """False once completed, aborted, or overtaken by a distrust or another warm-up."""
-        return self._manager._warmup is self
-
-    def add_many(self, ids: Iterable[str]) -> None:
-        """Add listed ids, in short turns under the lock. Without effect once not `active`."""
-        iterator = iter(ids)
-        while chunk := list(islice(iterator, _CHUNK)):
-            if not self._manager._warm(self, chunk):
-                return
-
-    def complete(self) -> bool:
-        """Put the new filter in place of the old one and trust it.
-
-        Returns:
-            False where it is not `active` any more: nothing changed, start again.
-        """
-        return self._manager._complete(self)
-
-    def abort(self) -> None:
-        """Drop the new filter; the old one stays as it was. Safe at any time."""
-        self._manager._abort(self)
 
 
 class FilterManager:
@@ -88,7 +52,7 @@ class FilterManager:
        `audit_due` picks: that is how a wrong filter would be noticed.
 
     Nothing is ever taken out of a live filter, since two ids may share a fingerprint. Deleted ids
-    are counted, and when they are a quarter of all, it is time for a new filter.
+    are counted; when they are a quarter of all, it is time for a new filter.
 
     Args:
         kind: ``cuckoo``, ``bloom``, or ``off``.
@@ -179,20 +143,28 @@ class FilterManager:
             live = self._live
             if live is None or live.might_contain(id):
                 return
-        self.add_many((id,))
+        with self._lock:
+            for filter in self._filters():
+                try:
+                    if not filter.might_contain(id):
+                        filter.add(id)
+                except BaseException:
+                    self._distrust("an id could not be added")
+                    raise
 
     def add_many(self, ids: Sequence[str]) -> None:
         """Add ids, before the archive's transaction that stores them."""
-        if self._warmup is None and self._live is None:
-            return
         with self._lock:
-            try:
-                for filter in (self._live, self._warmup and self._warmup.filter):
-                    if filter is not None:
-                        _add_unknown(filter, ids)
-            except BaseException:
-                self._distrust("an id could not be added")
-                raise
+            for filter in self._filters():
+                try:
+                    add_unknown(filter, ids)
+                except BaseException:
+                    self._distrust("ids could not be added")
+                    raise
+
+    def _filters(self) -> list[ExistenceFilter]:
+        filters = [] if self._live is None else [self._live]
+        return filters if self._warmup is None else [*filters, self._warmup.filter]
 
     def note_deleted(self, n: int = 1) -> None:
         """Count ids that were deleted: what the filter says of them is *maybe* until it is new."""
@@ -285,7 +257,12 @@ class FilterManager:
             raise ConfigError("the filter is off: there is nothing to warm up")
         live = self._live
         known = max(expected, live.count - self._deleted if live is not None else 0)
-        warmup = Warmup(self, make(max(self._capacity, known + known // 4)))
+        warmup = Warmup(
+            make(max(self._capacity, known + known // 4)),
+            warm=self._warm,
+            complete=self._complete,
+            abort=self._abort,
+        )
         with self._lock:
             self._warmup = warmup
             self._warming_deleted = 0
@@ -296,7 +273,7 @@ class FilterManager:
             if self._warmup is not warmup:
                 return False
             try:
-                _add_unknown(warmup.filter, ids)
+                add_unknown(warmup.filter, ids)
             except BaseException:
                 self._warmup = None
                 raise
@@ -365,8 +342,8 @@ class FilterManager:
         """
         try:
             filter = self._parsed(data, archive_uuid, generation)
-            for chunk in _chunks(ids_after):
-                _add_unknown(filter, chunk)
+            for chunk in chunks(ids_after):
+                add_unknown(filter, chunk)
         except FilterFormatError as exc:
             with self._lock:
                 self._refused += 1
@@ -415,17 +392,3 @@ class FilterManager:
                 "warmups": self._completed,
                 "snapshots_refused": self._refused,
             }
-
-
-def _add_unknown(filter: ExistenceFilter, ids: Sequence[str]) -> None:
-    # Nothing is ever taken out of these filters, so an id that looks known needs no second copy.
-    known = filter.might_contain_many(ids)
-    unknown = dict.fromkeys(id for id, is_known in zip(ids, known, strict=True) if not is_known)
-    if unknown:
-        filter.add_many(list(unknown))
-
-
-def _chunks(ids: Iterable[str]) -> Iterable[list[str]]:
-    iterator = iter(ids)
-    while chunk := list(islice(iterator, _CHUNK)):
-        yield chunk

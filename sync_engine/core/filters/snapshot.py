@@ -1,8 +1,8 @@
 """Bytes of a filter outside the process, bound to the archive and the moment they are good for.
 
-Layout, little endian: 4 B magic, 2 B format, then four texts of one length byte each (kind of filter,
-name of its hash, archive), 8 B archive generation, 8 B log position, 8 B count, 8 B length of the
-body, the body, and a 32-byte BLAKE2b over all before it.
+Layout, little endian: 4 B magic, 2 B format, then three texts with a length byte each (kind of
+filter, name of its hash, archive), 8 B archive generation, 8 B log position, 8 B count, 8 B length
+of the body, the body (which has the hash's seed), and a 32-byte BLAKE2b over all before it.
 """
 
 from __future__ import annotations

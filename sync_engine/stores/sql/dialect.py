@@ -1,0 +1,261 @@
+"""What the archive needs of a database; one subclass for each kind."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import create_engine, event
+from sqlalchemy.engine import URL, Engine
+from sqlalchemy.pool import QueuePool
+
+from sync_engine.errors import SyncEngineError
+from sync_engine.ports import Clock
+from sync_engine.stores.sql.errors import Verdict, verdict_of
+from sync_engine.stores.sql.rows import Row
+
+__all__ = ["IDS_PER_QUERY", "Connection", "Dialect", "Settings"]
+
+IDS_PER_QUERY = 500
+_RECYCLE_S = 3600
+
+Connection = Any
+"""A driver's connection, from the pool; drivers share no type."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How to reach one archive.
+
+    Attributes:
+        url: Where it is, with the driver that serves it.
+        table: Name of the item table; the others are named after it.
+        connect_timeout_s: Bound of one connection attempt, in seconds.
+        timeout_s: Bound of one statement, of a wait for a lock, and of a wait for a connection.
+        pool_size: Connections kept; half as many again may be opened under load.
+    """
+
+    url: URL
+    table: str
+    connect_timeout_s: float
+    timeout_s: float
+    pool_size: int
+
+
+class Dialect(ABC):
+    """Connections, sessions and statements of one kind of database.
+
+    Every pooled connection is in autocommit mode: a lone read is one round trip, and a transaction
+    says so itself. SQL is written once with ``{t}``, ``{m}`` and ``{w}`` for the item, meta and
+    writer tables, ``?`` for a number or a value, ``?k`` for an id or label given as bytes, and
+    ``{lock}`` where a row that is read has to be locked.
+
+    Thread-safety: every method; a connection belongs to the thread that took it.
+    """
+
+    kind: str
+    quote = '"'
+    begin = "BEGIN"
+    placeholder = "%s"
+    key_placeholder = "%s"
+    lock_clause = " FOR UPDATE"
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self.settings = settings
+        self.clock = clock
+        self._texts: dict[str, str] = {}
+        self._engine: Engine | None = None
+        name, quote = settings.table, self.quote
+        self.tables = {
+            "t": f"{quote}{name}{quote}",
+            "m": f"{quote}{name}_meta{quote}",
+            "w": f"{quote}{name}_writers{quote}",
+        }
+
+    # -- connections ------------------------------------------------------------------------------
+
+    @property
+    def engine(self) -> Engine:
+        """The pool that writes; made on first use, connects on first use of a connection."""
+        if self._engine is None:
+            self._engine = self._make_engine(
+                pool_size=self.settings.pool_size, max_overflow=self.settings.pool_size // 2
+            )
+        return self._engine
+
+    @property
+    def reader(self) -> Engine:
+        """The pool that reads."""
+        return self.engine
+
+    def _make_engine(
+        self,
+        *,
+        pool_size: int,
+        max_overflow: int,
+        prepare: Callable[[Connection, dict[Any, Any]], None] | None = None,
+    ) -> Engine:
+        engine = create_engine(
+            self.settings.url,
+            poolclass=QueuePool,
+            pool_size=pool_size,
+            max_overflow=max_overflow,
+            pool_timeout=self.settings.timeout_s,
+            pool_recycle=_RECYCLE_S,
+            pool_use_lifo=True,
+            pool_reset_on_return=None,  # every path below ends its transaction itself
+            connect_args=self.connect_args(),
+            hide_parameters=True,
+        )
+        prepare = prepare or self.prepare
+
+        def on_connect(connection: Connection, record: Any) -> None:
+            prepare(connection, record.info)
+
+        event.listen(engine, "connect", on_connect)
+        return engine
+
+    @abstractmethod
+    def connect_args(self) -> dict[str, Any]:
+        """Return the driver's arguments: timeouts, autocommit."""
+
+    @abstractmethod
+    def prepare(self, connection: Connection, info: dict[Any, Any]) -> None:
+        """Set a new connection up; what it finds out about the server goes into `info`."""
+
+    @contextmanager
+    def _taken(self, engine: Engine) -> Iterator[Any]:
+        fairy = engine.raw_connection()
+        try:
+            yield fairy
+        except SyncEngineError:
+            raise
+        except BaseException as exc:
+            # After an interrupt, too, nobody knows what the connection is waiting for.
+            lost = not isinstance(exc, Exception) or verdict_of(exc) is Verdict.LOST
+            if lost:
+                fairy.invalidate()
+                engine.dispose()  # its idle neighbours most likely died with it
+            raise
+        finally:
+            fairy.close()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Take a connection for single reads."""
+        with self._taken(self.reader) as fairy:
+            yield fairy.dbapi_connection
+
+    @contextmanager
+    def writing(self) -> Iterator[tuple[Connection, dict[Any, Any]]]:
+        """Take a connection for one transaction: committed at the end, rolled back on any error.
+
+        Yields:
+            The connection, and what `prepare` noted of it.
+        """
+        with self._taken(self.engine) as fairy:
+            connection = fairy.dbapi_connection
+            self.execute(connection, self.begin)
+            try:
+                yield connection, fairy.info
+                self.execute(connection, "COMMIT")
+            except BaseException as exc:
+                if isinstance(exc, SyncEngineError) or verdict_of(exc) is not Verdict.LOST:
+                    self._roll_back(fairy)
+                raise
+
+    def _roll_back(self, fairy: Any) -> None:
+        try:
+            self.execute(fairy.dbapi_connection, "ROLLBACK")
+        except Exception:
+            fairy.invalidate()
+
+    def close(self) -> None:
+        """Close every connection; the next use opens new ones."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            with suppress(Exception):
+                engine.dispose()
+
+    # -- statements -------------------------------------------------------------------------------
+
+    def text(self, template: str) -> str:
+        """Return a statement in this database's words."""
+        text = self._texts.get(template)
+        if text is None:
+            text = template.format(lock=self.lock_clause, **self.tables)
+            text = text.replace("?k", "\0").replace("?", self.placeholder)
+            text = self._texts[template] = text.replace("\0", self.key_placeholder)
+        return text
+
+    def execute(self, connection: Connection, template: str, args: Sequence[Any] = ()) -> int:
+        """Run a statement; return the number of rows it touched."""
+        cursor = connection.cursor()
+        try:
+            self._run(cursor, self.text(template), args)
+            return int(cursor.rowcount)
+        finally:
+            cursor.close()
+
+    def query(
+        self, connection: Connection, template: str, args: Sequence[Any] = ()
+    ) -> list[tuple[Any, ...]]:
+        """Run a query; return its rows, text as bytes."""
+        cursor = self.cursor(connection)
+        try:
+            self._run(cursor, self.text(template), args)
+            return list(cursor.fetchall())
+        finally:
+            cursor.close()
+
+    def cursor(self, connection: Connection) -> Any:
+        """Open a cursor whose rows have bytes for text."""
+        return connection.cursor()
+
+    def _run(self, cursor: Any, text: str | bytes, args: Sequence[Any] = ()) -> None:
+        if args:
+            cursor.execute(text, tuple(args))
+        else:
+            cursor.execute(text)
+
+    @abstractmethod
+    def upsert(self, connection: Connection, info: dict[Any, Any], rows: Sequence[Row]) -> None:
+        """Write rows, sorted by id, each only over an older version.
+
+        Raises:
+            StoreRejected: One row is larger than the server takes.
+        """
+
+    @abstractmethod
+    def select(
+        self, connection: Connection, columns: str, ids: Sequence[str]
+    ) -> list[tuple[Any, ...]]:
+        """Return the rows of at most `IDS_PER_QUERY` ids, in any order."""
+
+    @abstractmethod
+    def purge(self, connection: Connection, below_version: int, limit: int) -> int:
+        """Delete tombstones in a transaction; return how many."""
+
+    # -- what the server is -----------------------------------------------------------------------
+
+    @abstractmethod
+    def server(self, connection: Connection) -> str:
+        """Return product and version."""
+
+    @abstractmethod
+    def warnings(self, connection: Connection) -> tuple[str, ...]:
+        """Return the settings that weaken what a commit promises, as sentences."""
+
+    def data_version(self, connection: Connection) -> int | None:
+        """Return a number that another connection's commit changes; None where there is none."""
+        del connection
+        return None
+
+    @contextmanager
+    def schema_lock(self, connection: Connection) -> Iterator[None]:
+        """Keep others from creating or migrating the tables meanwhile."""
+        del connection
+        yield

@@ -1,0 +1,272 @@
+"""The archive on PostgreSQL through psycopg 3.
+
+A batch is one ``INSERT … SELECT unnest(…)`` over binary arrays that are packed here: as text, bytes
+cost four times as much.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+from sync_engine.stores.sql.dialect import Connection, Dialect
+from sync_engine.stores.sql.rows import COLUMNS, Row
+
+__all__ = ["PostgresDialect"]
+
+_STATEMENT_BYTES_MAX = 64 << 20
+_WAIT_S = 0.1  # how often a waiting driver looks up
+_BYTEA, _BYTEA_ARRAY, _INT8, _INT8_ARRAY = 17, 1001, 20, 1016
+_BYTES_COLUMNS = frozenset({"id", "state", "trace_parent", "content"})
+_ARRAYS = ", ".join(
+    "%b::bytea[]" if name in _BYTES_COLUMNS else "%b::int8[]" for name in COLUMNS
+)
+_UPSERT = (
+    f"INSERT INTO {{t}} AS old ({', '.join(COLUMNS)}) SELECT * FROM unnest({_ARRAYS})"
+    " ON CONFLICT (id) DO UPDATE SET "
+    + ", ".join(f"{name} = EXCLUDED.{name}" for name in COLUMNS[1:])
+    + " WHERE old.version < EXCLUDED.version"
+)
+# The outer condition is tested again on a row that changed while the statement waited for it.
+_PURGE = (
+    "DELETE FROM {t} WHERE tombstone > 0 AND tombstone < ? AND id IN (SELECT id FROM {t}"
+    " WHERE tombstone > 0 AND tombstone < ? ORDER BY tombstone LIMIT ? FOR UPDATE SKIP LOCKED)"
+)
+_SAFE = {
+    "fsync": ("on", "commits may be lost and the database damaged at power loss"),
+    "synchronous_commit": ("on", "the last commits may be lost at a crash of the server"),
+    "full_page_writes": ("on", "a torn page may damage the database at power loss"),
+}
+_pack_head = struct.Struct("!iIIii").pack
+_pack_length = struct.Struct("!i").pack
+
+
+class _Packed:
+    """A parameter that is in the wire's form already."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+class _PackedBytes(_Packed):
+    """A ``bytea[]``."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, values: Sequence[bytes | None]) -> _PackedBytes:
+        first = values[0]
+        if len(values) > 1 and len(set(values)) == 1:  # as states and trace parents mostly are
+            body = (b"\xff" * 4 if first is None else _pack_length(len(first)) + first) * len(
+                values
+            )
+        else:
+            pairs = [
+                (b"\xff\xff\xff\xff", b"") if value is None else (_pack_length(len(value)), value)
+                for value in values
+            ]
+            body = b"".join(chain.from_iterable(pairs))
+        has_null = None in values if first is None or len(first) < 128 else False
+        return cls(_pack_head(1, has_null, _BYTEA, len(values), 1) + body)
+
+
+class _PackedInts(_Packed):
+    """An ``int8[]``."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, values: Sequence[int]) -> _PackedInts:
+        packed = np.empty(len(values), dtype=[("length", ">i4"), ("value", ">i8")])
+        packed["length"] = 8
+        packed["value"] = values
+        return cls(_pack_head(1, 0, _INT8, len(values), 1) + packed.tobytes())
+
+
+@cache
+def _dumpers() -> tuple[tuple[type[_Packed], Any], ...]:
+    from psycopg.adapt import Dumper  # noqa: PLC0415 - an extra
+    from psycopg.pq import Format  # noqa: PLC0415
+
+    class PackedDumper(Dumper):
+        format = Format.BINARY
+
+        def dump(self, obj: Any) -> bytes:
+            data: bytes = obj.data
+            return data
+
+    class BytesDumper(PackedDumper):
+        oid = _BYTEA_ARRAY
+
+    class IntsDumper(PackedDumper):
+        oid = _INT8_ARRAY
+
+    return (_PackedBytes, BytesDumper), (_PackedInts, IntsDumper)
+
+
+def _bounded_connection(timeout_s: float, monotonic: Callable[[], float]) -> Any:
+    """Make a connection class that stops waiting: libpq has no bound on an answer.
+
+    Both silence and a drip of bytes end: the first is counted in the driver's own looks at the
+    socket, the second by the clock.
+    """
+    import psycopg  # noqa: PLC0415 - an extra
+
+    silent_max = max(1, math.ceil(timeout_s / _WAIT_S))
+
+    def bounded(gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        until = monotonic() + 2 * timeout_s
+        silent = 0
+        try:
+            state = next(gen)
+            while True:
+                ready = yield state
+                silent = 0 if ready else silent + 1
+                if silent >= silent_max or monotonic() > until:
+                    raise psycopg.OperationalError(f"no answer within {timeout_s} s")
+                state = gen.send(ready)
+        except StopIteration as done:
+            return done.value
+
+    class BoundedConnection(psycopg.Connection[Any]):
+        def wait(self, gen: Any, interval: float = _WAIT_S, **more: Any) -> Any:
+            return super().wait(bounded(gen), interval, **more)
+
+    return BoundedConnection
+
+
+class PostgresDialect(Dialect):
+    """PostgreSQL and what speaks its protocol."""
+
+    kind = "postgres"
+
+    def connect_args(self) -> dict[str, Any]:
+        """Return the driver's arguments."""
+        return {
+            "connect_timeout": max(2, math.ceil(self.settings.connect_timeout_s)),
+            "tcp_user_timeout": int(self.settings.timeout_s * 1000),
+            "autocommit": True,
+        }
+
+    def _make_engine(self, **options: Any) -> Engine:
+        engine = super()._make_engine(**options)
+        # The server is told the bound itself and shall be the first to give up.
+        connection_class = _bounded_connection(
+            self.settings.timeout_s * 1.2, self.clock.monotonic
+        )
+
+        def connect(_dialect: Any, _record: Any, args: Any, options: Any) -> Any:
+            return connection_class.connect(*args, **options)
+
+        event.listen(engine, "do_connect", connect)
+        return engine
+
+    def prepare(self, connection: Connection, info: dict[Any, Any]) -> None:
+        """Set isolation and time limits."""
+        del info
+        for packed, dumper in _dumpers():
+            connection.adapters.register_dumper(packed, dumper)
+        milliseconds = max(1, int(self.settings.timeout_s * 1000))
+        self.execute(
+            connection,
+            f"SET statement_timeout = {milliseconds}; SET lock_timeout = {milliseconds};"
+            f" SET idle_in_transaction_session_timeout = {2 * milliseconds};"
+            " SET default_transaction_isolation = 'read committed'",
+        )
+
+    def cursor(self, connection: Connection) -> Any:
+        """Open a cursor that is answered in binary."""
+        return connection.cursor(binary=True)
+
+    def upsert(self, connection: Connection, info: dict[Any, Any], rows: Sequence[Row]) -> None:
+        """Write rows from arrays, one statement for all but the largest batches."""
+        del info
+        cursor = connection.cursor()
+        try:
+            for part in _parts(rows):
+                columns = zip(COLUMNS, zip(*part, strict=True), strict=True)
+                arrays: list[_Packed] = [
+                    _PackedBytes.of(values)
+                    if name in _BYTES_COLUMNS
+                    else _PackedInts.of(values)
+                    for name, values in columns
+                ]
+                cursor.execute(self.text(_UPSERT), arrays)
+        finally:
+            cursor.close()
+
+    def select(
+        self, connection: Connection, columns: str, ids: Sequence[str]
+    ) -> list[tuple[Any, ...]]:
+        """Return rows by an array of ids."""
+        cursor = connection.cursor(binary=True)
+        try:
+            cursor.execute(
+                f"SELECT {columns} FROM {self.tables['t']} WHERE id = ANY(%b)",
+                (_PackedBytes.of([change_id.encode() for change_id in ids]),),
+            )
+            rows: list[tuple[Any, ...]] = cursor.fetchall()
+            return rows
+        finally:
+            cursor.close()
+
+    def purge(self, connection: Connection, below_version: int, limit: int) -> int:
+        """Delete the oldest tombstones that nobody is writing to."""
+        return self.execute(connection, _PURGE, (below_version, below_version, limit))
+
+    def server(self, connection: Connection) -> str:
+        """Return product and version."""
+        ((version,),) = self.query(connection, "SHOW server_version")
+        return f"PostgreSQL {_text(version)}"
+
+    def warnings(self, connection: Connection) -> tuple[str, ...]:
+        """Compare the server's settings with those that make a commit safe from power loss."""
+        names = ",".join(f"'{name}'" for name in _SAFE)
+        found = {
+            _text(name): _text(value)
+            for name, value in self.query(
+                connection, f"SELECT name, setting FROM pg_settings WHERE name IN ({names})"
+            )
+        }
+        stronger = {"remote_apply", "remote_write"}
+        return tuple(
+            f"{name} is {found[name]}, not {safe}: {meaning}"
+            for name, (safe, meaning) in _SAFE.items()
+            if name in found and found[name] not in {safe, *stronger}
+        )
+
+    @contextmanager
+    def schema_lock(self, connection: Connection) -> Iterator[None]:
+        """Hold an advisory lock of the server until the transaction ends."""
+        self.query(
+            connection, "SELECT pg_advisory_xact_lock(hashtext(?))", (self.settings.table,)
+        )
+        yield
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _parts(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    if sum([len(row[-1]) for row in rows]) <= _STATEMENT_BYTES_MAX:
+        yield rows
+        return
+    start = size = 0
+    for index, row in enumerate(rows):
+        if index > start and size + len(row[-1]) > _STATEMENT_BYTES_MAX:
+            yield rows[start:index]
+            start, size = index, 0
+        size += len(row[-1])
+    yield rows[start:]
