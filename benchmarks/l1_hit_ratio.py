@@ -2,10 +2,10 @@
 
     python benchmarks/l1_hit_ratio.py [--ids 100000] [--reads 1000000]
 
-Two loads, at a cache of 10 % of the bytes of all items: Zipf(1.0), and the same with a sequential scan
-of ids that are read once mixed in (a third of the reads). A miss is followed by a put, as the engine
-does. W-TinyLFU is here for comparison only. Figures are hits by reads of the Zipf part; the second half
-of the reads is measured, the first warms up.
+Two loads, at a cache of 10 % of the bytes of all items: Zipf(1.0), and the same with sequential
+scans of ids that are read once mixed in (a third of the reads). A miss is followed by a put, as the
+engine does. W-TinyLFU is here for comparison only. Figures are hits by reads of the Zipf part; the
+second half of the reads is measured, the first warms up.
 """
 
 from __future__ import annotations

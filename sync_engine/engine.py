@@ -43,6 +43,7 @@ __all__ = ["SyncEngine"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _DEFAULT = SubmitOptions()
+_RUNNING = EngineState.RUNNING
 _UPDATE_ATTEMPTS = 100
 
 
@@ -144,7 +145,8 @@ class SyncEngine:
             house.stop(self.config.close_timeout_s)
             raise
         self._pid = os.getpid()
-        self._overlay = house.log.overlay.get
+        self._overlay = house.log.overlay
+        self._near = house.log.overlay.entries.get
         self._l1_get = house.l1.get
         self._now_ms = house.clock.now_ms
         self._state = EngineState.RUNNING
@@ -163,9 +165,9 @@ class SyncEngine:
         self.close()
 
     def _open(self) -> House:
-        if self._state is not EngineState.RUNNING or self._pid != os.getpid():
+        if self._state is not _RUNNING or self._pid != os.getpid():
             raise self._closed()
-        return cast("House", self._house)
+        return self._house  # type: ignore[return-value]
 
     def _closed(self) -> EngineClosed:
         if self._pid not in (0, os.getpid()):
@@ -286,7 +288,7 @@ class SyncEngine:
         options = _DEFAULT if options is None else options
         draft = self._draft(item, options)
         house.writer.check(draft)
-        if options.expected is not None:
+        if options.if_absent or options.if_version is not None:
             return self._submit_if(house, draft, options)
         last, changes = house.writer.write(
             (draft,), options.durability or self._durability, options.timeout
@@ -301,10 +303,10 @@ class SyncEngine:
             item.id,
             0,
             item.content,
-            int(item.content_type),
+            item.content_type,
             item.state if options.state is None else options.state,
             expires_at_ms,
-            int(options.routes),
+            options.routes,
             item.trace_parent,
         )
 
@@ -499,10 +501,10 @@ class SyncEngine:
 
     def warm(self, id: str) -> tuple[bool, SyncItem | None]:
         """Return whether memory alone knows how an item stands, and the item; never blocks."""
-        if self._state is not EngineState.RUNNING:
+        if self._state is not _RUNNING:
             raise self._closed()
-        change = self._overlay(id)
-        if change is None:
+        change = self._near(id)
+        if change is None and not self._overlay.has_pinned:
             change = self._l1_get(id)
         if type(change) is not Change:
             return False, None
@@ -537,10 +539,10 @@ class SyncEngine:
 
         Blocking: not for a warm item; else up to ``read_timeout_s``. Cost: a warm hit takes no lock.
         """
-        if self._state is not EngineState.RUNNING:
+        if self._state is not _RUNNING:
             raise self._closed()
-        change = self._overlay(id)
-        if change is None:
+        change = self._near(id)
+        if change is None and not self._overlay.has_pinned:
             change = self._l1_get(id)
         if type(change) is not Change:
             house = self._open()

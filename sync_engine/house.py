@@ -34,6 +34,7 @@ __all__ = ["House", "Stores"]
 
 _log = get_logger("house")
 L2, L3 = "l2", "l3"
+_L3 = int(Route.L3)  # a plain number: flags are slow on hot paths
 _FILTER_SNAPSHOT = "filter"
 _L2_CUT = "l2_cut"
 
@@ -232,12 +233,12 @@ class House:
 
     def _prepare_archive(self, changes: Sequence[Change]) -> Sequence[Change]:
         """Tell the filter, and leave out cache-only changes that the archive has no row of."""
-        stored = [change.id for change in changes if change.routes & Route.L3]
+        stored = [change.id for change in changes if change.routes & _L3]
         self.filters.add_many(stored)
         if len(stored) == len(changes):
             return changes
         absent = self.filters.never_added
-        return [c for c in changes if c.routes & Route.L3 or not absent(c.id)]
+        return [c for c in changes if c.routes & _L3 or not absent(c.id)]
 
     def _flushed(self, name: str, batch: FlushBatch, seconds: float) -> None:
         self._flush_seconds[name].observe(seconds)
@@ -322,9 +323,10 @@ class House:
         return config.log_interval_s
 
     def _measure(self) -> None:
-        self.writer.disk_fullness = self.log.used_bytes() / self.config.log_bytes_max
-        oldest = self._oldest_pending_ms()
-        self.writer.oldest_age_s = max(0.0, (self.clock.now_ms() - oldest) / 1000)
+        self.writer.measured(
+            disk_fullness=self.log.used_bytes() / self.config.log_bytes_max,
+            oldest_age_s=max(0.0, (self.clock.now_ms() - self._oldest_pending_ms()) / 1000),
+        )
 
     def _oldest_pending_ms(self) -> int:
         """Return when the oldest unarchived change was taken, in wall-clock milliseconds."""

@@ -184,10 +184,6 @@ class SyncEngineConfig:
     filter_audit_every: int = _setting(
         1000, _COUNT, "One in so many answers of the filter is checked in the archive."
     )
-    merkle_separator: str = _setting(
-        ".", text(r"[!-~]", "one printable ASCII character"), "Separates the levels of an id."
-    )
-    metrics: bool = _setting(True, boolean(), "Time reads and writes one by one.")
 
     def __post_init__(self) -> None:
         values, errors = check(vars(self), _fields(), {})

@@ -12,6 +12,7 @@ from sync_engine.errors import InvalidItem
 __all__ = ["TTL_S_MAX", "CacheTtl", "Durability", "OptionsKey", "SubmitOptions", "ttl_ms"]
 
 TTL_S_MAX = 10 * 365 * 86_400
+_L2, _L3 = int(Route.L2), int(Route.L3)  # plain numbers: flags are slow on hot paths
 
 
 class Durability(enum.StrEnum):
@@ -116,9 +117,9 @@ class SubmitOptions:
         return cls(l2=False)
 
     @property
-    def routes(self) -> Route:
-        """The tiers that keep the value."""
-        return Route((Route.L2 if self.l2 else 0) | (Route.L3 if self.l3 else 0))
+    def routes(self) -> int:
+        """The tiers that keep the value, as bits of `Route`."""
+        return (_L2 if self.l2 else 0) | (_L3 if self.l3 else 0)
 
     @property
     def expected(self) -> int | None:

@@ -17,6 +17,7 @@ from sync_engine.core.batcher import (
 from sync_engine.core.item import Change
 from sync_engine.core.policies import RetryConfig
 from sync_engine.errors import CircuitOpen, StoreRejected, StoreUnavailable
+from sync_engine.flow.guard import Backoff
 from sync_engine.ports import LogSlice, Runtime
 from sync_engine.telemetry import get_logger
 
@@ -88,16 +89,15 @@ class Follower:
         self._clock = runtime.clock
         self._runtime = runtime
         self._batcher = HybridBatcher(batch)
-        self._retry = retry
+        self._backoff = Backoff(retry, runtime.random)
         self._reached = reached
         self._flushed = flushed
-        self._failures = 0
         self._items_max = batch.items_max
 
     @property
     def failures(self) -> int:
         """Failures in a row; 0 when the last step went well."""
-        return self._failures
+        return self._backoff.attempts
 
     def hurry(self, reason: FlushReason = FlushReason.MANUAL) -> None:
         """Deliver what waits now, whatever its age."""
@@ -170,9 +170,9 @@ class Follower:
         _log.error("dead_letter", follower=self.name, id=change.id, position=position, error=error)
 
     def _recovered(self) -> None:
-        if self._failures:
-            _log.info("recovered", follower=self.name, failures=self._failures)
-        self._failures = 0
+        if self.failures:
+            _log.info("recovered", follower=self.name, failures=self.failures)
+            self._backoff.succeeded()
         self.last_error = ""
         if self._items_max < self._batcher.config.items_max:
             self._items_max = min(self._items_max * 2, self._batcher.config.items_max)
@@ -181,21 +181,21 @@ class Follower:
         self.last_error = str(exc)
         if isinstance(exc, CircuitOpen):
             return max(0.001, exc.retry_after_s)
-        self._failures += 1
-        _log.limited("delivery_failed", follower=self.name, failures=self._failures, error=exc)
-        if self._failures >= _SUSPECT_AFTER and self.destination.alive():
+        delay_s = self._backoff.failed()
+        _log.limited("delivery_failed", follower=self.name, failures=self.failures, error=exc)
+        if self.failures >= _SUSPECT_AFTER and self.destination.alive():
             self._suspect(exc)
-        return self._retry.delay_s(self._failures, self._runtime.random())
+        return delay_s
 
     def _suspect(self, exc: StoreUnavailable) -> None:
         """It answers and still refuses: look for a poison item in ever smaller batches."""
         if self._items_max > 1:
             self._items_max = max(1, self._items_max // 8)
-        elif self._failures >= _CONDEMN_AFTER:
+        elif self.failures >= _CONDEMN_AFTER:
             part = self._log.read(self._log.cursor(self.name), 1, 1)
             for change in part.changes:
                 if change is not None:
                     self._bury(change, part, exc)
             self._log.advance(self.name, part.last)
-            self._failures = 0
+            self._backoff.succeeded()
             self._reached(self.name)

@@ -13,6 +13,7 @@ from sync_engine.ports import ArchiveStore
 __all__ = ["Queries"]
 
 _PAGE = 1000
+_L3 = int(Route.L3)  # a plain number: flags are slow on hot paths
 
 
 def _key(change_id: str) -> bytes:
@@ -46,7 +47,7 @@ class Queries:
         return (
             change is not None
             and change.content is not None
-            and bool(change.routes & Route.L3)
+            and bool(change.routes & _L3)
             and not change.expired(self._now_ms())
             and (state is None or change.state == state)
         )

@@ -20,6 +20,7 @@ __all__ = ["Reader"]
 
 _log = get_logger("flow.reader")
 _FILLS_MAX = 10_000
+_L2 = int(Route.L2)  # a plain number: flags are slow on hot paths
 
 
 class _Flight:
@@ -235,7 +236,7 @@ class Reader:
             self._hits["l3"].inc()
             self._observe_version(change.version)
             self._fill_l1(change, flights[change_id])
-            if present and change.routes & Route.L2 and self._l2 is not None:
+            if present and change.routes & _L2 and self._l2 is not None:
                 self._fill_l2(change, flights[change_id])
 
     def _surely_absent(self, change_id: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from sync_engine.core import failpoints
 from sync_engine.core.filters import FilterManager
-from sync_engine.core.item import Change, Route, check_id, check_state
+from sync_engine.core.item import DEFAULT_STATE, Change, Route, check_id, check_state
 from sync_engine.core.options import Durability
 from sync_engine.core.pressure import BackpressureLevel, PressurePolicy
 from sync_engine.errors import Backpressure, DeadLettered, InvalidItem, StoreUnavailable
@@ -16,6 +16,7 @@ from sync_engine.ports import Runtime, WritableLog
 __all__ = ["Receipt", "Writer"]
 
 _ARCHIVE = "l3"
+_L3 = int(Route.L3)  # a plain number: flags are slow on hot paths
 
 
 class Receipt:
@@ -82,6 +83,10 @@ class Writer:
         self._hurry_archive = hurry_archive
         self.disk_fullness = 0.0
         self.oldest_age_s = 0.0
+        self.strained = False
+        # Below these, without strain on the disk or the age, a writer never waits.
+        self._items_free = int(pressure.items_max * pressure.throttle_at)
+        self._bytes_free = int(pressure.bytes_max * pressure.throttle_at)
 
     # -- limits -----------------------------------------------------------------------------------
 
@@ -92,7 +97,7 @@ class Writer:
             InvalidItem: The id, state or content cannot be stored exactly.
         """
         check_id(change.id)
-        if change.state != "default":
+        if change.state is not DEFAULT_STATE:
             check_state(change.state)
         content = change.content
         if content is not None:
@@ -128,7 +133,14 @@ class Writer:
         """
         # One less of each: what fills the last place exactly is still taken.
         items = len(drafts) - 1
-        size = sum(draft.size_bytes for draft in drafts) - 1
+        size = sum([len(draft.content or b"") + 128 for draft in drafts]) - 1
+        log = self._log
+        if (
+            log.pending_items + items < self._items_free
+            and log.pending_bytes + size < self._bytes_free
+            and not self.strained
+        ):
+            return
         level = self._level(items, size)
         if level < BackpressureLevel.THROTTLE:
             return
@@ -146,6 +158,13 @@ class Writer:
                 " archive; nothing was accepted",
                 retry_after_s=1.0,
             )
+
+    def measured(self, *, disk_fullness: float, oldest_age_s: float) -> None:
+        """Learn how full the disk is, 1.0 being its bound, and how old the oldest change is."""
+        self.disk_fullness = disk_fullness
+        self.oldest_age_s = oldest_age_s
+        aged = self._pressure.fullness(items=0, size_bytes=0, age_s=oldest_age_s)
+        self.strained = max(disk_fullness, aged) >= self._pressure.throttle_at
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -168,11 +187,12 @@ class Writer:
                 did not take it in time (it stays in the log).
             EngineFailed: The log accepts nothing more.
         """
-        if any(draft.content is not None for draft in drafts):
+        if drafts[0].content is not None:  # deletes come by themselves, and are always taken
             self._admit(drafts, self._timeout_s if timeout_s is None else timeout_s)
-        for draft in drafts:
-            if draft.content is not None and draft.routes & Route.L3:
-                self._filters.add(draft.id)
+            add = self._filters.add
+            for draft in drafts:
+                if draft.routes & _L3:
+                    add(draft.id)
         if failpoints.armed:
             failpoints.hit("writer.filtered")
         soft = durability is Durability.MEMORY

@@ -181,7 +181,7 @@ class WriteAheadLog:
                 )
                 for d in drafts
             ]
-            size = sum(change.size_bytes for change in changes)
+            size = _size(changes)
             self._tail += changes
             self._tail_bytes += size
             self._pending_bytes += size
@@ -443,7 +443,7 @@ class WriteAheadLog:
             part = self.read(after, min(4096, upto - after), 1 << 62)
             if not part.changes:
                 return
-            size = sum(change.size_bytes for change in part.changes if change is not None)
+            size = _size(part.changes)
             with self._lock:
                 self._pending_bytes -= size
             after = part.last
@@ -488,7 +488,7 @@ class WriteAheadLog:
                 gone = self._tail[:count]
                 del self._tail[:count]
                 self._base += count
-                self._tail_bytes -= sum(c.size_bytes for c in gone if c is not None)
+                self._tail_bytes -= _size(gone)
 
     # -- housekeeping: the log's own job ----------------------------------------------------------
 
@@ -509,7 +509,7 @@ class WriteAheadLog:
                 self.overlay.spill(self._base + 1, gone)
                 del self._tail[:count]
                 self._base += count
-                self._tail_bytes -= sum(c.size_bytes for c in gone if c is not None)
+                self._tail_bytes -= _size(gone)
 
     def tidy(self) -> bool:
         """Save cursors, drop released frames, checkpoint; return whether more is left to drop."""
@@ -649,8 +649,15 @@ def _frame_part(changes: Sequence[Change | None]) -> Sequence[Change | None]:
     return _cut(changes[:_FRAME_ITEMS], _FRAME_BYTES)
 
 
+def _size(changes: Sequence[Change | None]) -> int:
+    """Return the bytes of changes, as `Change.size_bytes`; inlined, it is on every path."""
+    return sum([len(c.content or b"") + 128 for c in changes if c is not None])
+
+
 def _cut(changes: Sequence[Change | None], bytes_max: int) -> Sequence[Change | None]:
     """Return the first changes of at most so many bytes together, at least one."""
+    if _size(changes) <= bytes_max:
+        return changes
     size = 0
     for count, change in enumerate(changes):
         if change is not None:

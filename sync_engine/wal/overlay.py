@@ -17,43 +17,44 @@ class Overlay:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[str, Change | int] = {}
+        self.entries: dict[str, Change | int] = {}
         self._pinned: dict[str, Change] = {}
+        self.has_pinned = False
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def get(self, change_id: str) -> Change | int | None:
         """Return the newest change of an id, its position in the file, or None."""
-        entry = self._entries.get(change_id)
+        entry = self.entries.get(change_id)
         if entry is None and self._pinned:
             return self._pinned.get(change_id)
         return entry
 
     def ids(self) -> list[str]:
         """Return all ids, in no order."""
-        return [*self._entries, *self._pinned] if self._pinned else list(self._entries)
+        return [*self.entries, *self._pinned] if self._pinned else list(self.entries)
 
     def put(self, change: Change) -> None:
         """Take a change that became visible; an older one than the known is ignored."""
-        known = self._entries.get(change.id)
+        known = self.entries.get(change.id)
         if known is None or type(known) is int or known.version < change.version:  # type: ignore[union-attr]
-            self._entries[change.id] = change
+            self.entries[change.id] = change
 
     def put_position(self, change_id: str, position: int) -> None:
         """Take a change that is only in the file; positions come in order."""
-        self._entries[change_id] = position
+        self.entries[change_id] = position
 
     def spill(self, first: int, changes: Iterable[Change | None]) -> None:
         """Keep positions in place of these changes, which start at a position."""
-        entries = self._entries
+        entries = self.entries
         for position, change in enumerate(changes, first):
             if change is not None and entries.get(change.id) is change:
                 entries[change.id] = position
 
     def drop(self, first: int, changes: Iterable[Change | None]) -> None:
         """Forget these changes, which start at a position; newer ones of their ids stay."""
-        entries = self._entries
+        entries = self.entries
         for position, change in enumerate(changes, first):
             if change is not None:
                 known = entries.get(change.id)
@@ -62,20 +63,17 @@ class Overlay:
 
     def current(self, changes: Iterable[Change | None]) -> list[Change]:
         """Return those of the changes that are still the newest of their ids."""
-        entries = self._entries
+        entries = self.entries
         return [c for c in changes if c is not None and entries.get(c.id) is c]
 
     def pin(self, change: Change) -> None:
         """Keep a change readable that its archive refused, until a newer one replaces it."""
         self._pinned[change.id] = change
+        self.has_pinned = True
 
     def unpin(self, change_id: str, version: int) -> None:
         """Stop keeping a refused change of at most this version."""
         pinned = self._pinned.get(change_id)
         if pinned is not None and pinned.version <= version:
             del self._pinned[change_id]
-
-    @property
-    def has_pinned(self) -> bool:
-        """Whether any refused change is kept."""
-        return bool(self._pinned)
+            self.has_pinned = bool(self._pinned)

@@ -18,7 +18,7 @@ from sync_engine.config import SyncEngineConfig
 from sync_engine.engine import SyncEngine
 from tests.faults.writer_child import payload
 
-KILLS = int(os.environ.get("SYNC_ENGINE_KILLS", "12"))
+KILLS = int(os.environ.get("WRITER_KILLS", "12"))
 CHILD = Path(__file__).with_name("writer_child.py")
 
 

@@ -13,6 +13,7 @@ __all__ = ["TanCurve", "tan_curve_multiplier", "tan_curve_score"]
 _READS_MAX = 1000
 _IDLE_UNIT_S = 3600.0
 _SIZE_UNIT = 1 << 20
+_AGEING = 1 / 8
 
 
 def tan_curve_multiplier(pressure: float) -> float:
@@ -61,8 +62,8 @@ class TanCurve(EvictionPolicy):
 
     Cold entries leave before the cache is full: from a fill of 0.75 on, every put draws a sample,
     and its lowest goes if it scores below one minus the multiplier. Samples are of five entries, so
-    a victim costs O(1); those that survive one lose a quarter of their remembered hits, so that
-    yesterday's hot entry does not stay for ever.
+    a victim costs O(1). Remembered hits are halved once in about eight turnovers of the cache, so
+    that yesterday's hot entry does not stay for ever.
 
     Source: terms and curve of the documented tan-curve eviction, where the curve scales whole
     scores and so cannot change their order; here it shifts weights. Sampling as in Redis
@@ -113,9 +114,8 @@ class TanCurve(EvictionPolicy):
             score = _score(multiplier, idle_s, entry.mark, entry.cost)
             if score < lowest:
                 victim, lowest = entry, score
-        for entry in sample:
-            if entry is not victim:
-                entry.mark -= (entry.mark + 3) >> 2
+        if self._random() < _AGEING:
+            sample[0].mark >>= 1
         if pressure < 1.0 and lowest >= 1.0 - multiplier:
             return None
         self.forget(victim)

@@ -27,9 +27,7 @@ _STATEMENT_BYTES_MAX = 64 << 20
 _WAIT_S = 0.1  # how often a waiting driver looks up
 _BYTEA, _BYTEA_ARRAY, _INT8, _INT8_ARRAY = 17, 1001, 20, 1016
 _BYTES_COLUMNS = frozenset({"id", "state", "trace_parent", "content"})
-_ARRAYS = ", ".join(
-    "%b::bytea[]" if name in _BYTES_COLUMNS else "%b::int8[]" for name in COLUMNS
-)
+_ARRAYS = ", ".join("%b::bytea[]" if name in _BYTES_COLUMNS else "%b::int8[]" for name in COLUMNS)
 _UPSERT = (
     f"INSERT INTO {{t}} AS old ({', '.join(COLUMNS)}) SELECT * FROM unnest({_ARRAYS})"
     " ON CONFLICT (id) DO UPDATE SET "
@@ -67,18 +65,16 @@ class _PackedBytes(_Packed):
     @classmethod
     def of(cls, values: Sequence[bytes | None]) -> _PackedBytes:
         first = values[0]
-        if len(values) > 1 and len(set(values)) == 1:  # as states and trace parents mostly are
-            body = (b"\xff" * 4 if first is None else _pack_length(len(first)) + first) * len(
-                values
-            )
+        if values.count(first) == len(values):  # as states and trace parents mostly are
+            one = b"\xff\xff\xff\xff" if first is None else _pack_length(len(first)) + first
+            body = one * len(values)
         else:
             pairs = [
                 (b"\xff\xff\xff\xff", b"") if value is None else (_pack_length(len(value)), value)
                 for value in values
             ]
             body = b"".join(chain.from_iterable(pairs))
-        has_null = None in values if first is None or len(first) < 128 else False
-        return cls(_pack_head(1, has_null, _BYTEA, len(values), 1) + body)
+        return cls(_pack_head(1, None in values, _BYTEA, len(values), 1) + body)
 
 
 class _PackedInts(_Packed):
@@ -162,9 +158,7 @@ class PostgresDialect(Dialect):
     def _make_engine(self, **options: Any) -> Engine:
         engine = super()._make_engine(**options)
         # The server is told the bound itself and shall be the first to give up.
-        connection_class = _bounded_connection(
-            self.settings.timeout_s * 1.2, self.clock.monotonic
-        )
+        connection_class = _bounded_connection(self.settings.timeout_s * 1.2, self.clock.monotonic)
 
         def connect(_dialect: Any, _record: Any, args: Any, options: Any) -> Any:
             return connection_class.connect(*args, **options)
@@ -197,9 +191,7 @@ class PostgresDialect(Dialect):
             for part in _parts(rows):
                 columns = zip(COLUMNS, zip(*part, strict=True), strict=True)
                 arrays: list[_Packed] = [
-                    _PackedBytes.of(values)
-                    if name in _BYTES_COLUMNS
-                    else _PackedInts.of(values)
+                    _PackedBytes.of(values) if name in _BYTES_COLUMNS else _PackedInts.of(values)
                     for name, values in columns
                 ]
                 cursor.execute(self.text(_UPSERT), arrays)
@@ -239,19 +231,17 @@ class PostgresDialect(Dialect):
                 connection, f"SELECT name, setting FROM pg_settings WHERE name IN ({names})"
             )
         }
-        stronger = {"remote_apply", "remote_write"}
+        as_safe = {"remote_apply", "remote_write", "local"}
         return tuple(
             f"{name} is {found[name]}, not {safe}: {meaning}"
             for name, (safe, meaning) in _SAFE.items()
-            if name in found and found[name] not in {safe, *stronger}
+            if name in found and found[name] not in {safe, *as_safe}
         )
 
     @contextmanager
     def schema_lock(self, connection: Connection) -> Iterator[None]:
         """Hold an advisory lock of the server until the transaction ends."""
-        self.query(
-            connection, "SELECT pg_advisory_xact_lock(hashtext(?))", (self.settings.table,)
-        )
+        self.query(connection, "SELECT pg_advisory_xact_lock(hashtext(?))", (self.settings.table,))
         yield
 
 

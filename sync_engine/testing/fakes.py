@@ -1,0 +1,368 @@
+"""L2 and L3 in memory: honest to the letter of `ports`, and fast."""
+
+from __future__ import annotations
+
+import math
+import threading
+import uuid
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from sync_engine.core.item import Change, Route
+from sync_engine.errors import StoreRejected, StoreUnavailable
+from sync_engine.ports import ArchiveInfo, Clock
+
+__all__ = ["MemoryArchive", "MemoryCacheStore"]
+
+
+def _check_unique(name: str, changes: Sequence[Change]) -> None:
+    if len({change.id for change in changes}) != len(changes):
+        raise StoreRejected(name, "apply", "an id comes twice in one batch")
+
+
+def _mark(change: Change) -> Change:
+    """Return what is left of a change whose value is not kept: its version."""
+    return Change(change.id, change.version, None, routes=change.routes)
+
+
+class MemoryCacheStore:
+    """L2 in memory; implements `ports.CacheStore`.
+
+    It may be shared by several engines. `forget`, `clear` and `replace_server` do what a Redis does
+    to its users: evict, empty, fail over to a copy of the past.
+
+    Args:
+        clock: Tells what has expired.
+        name: As errors name it.
+        mark_ttl_s: Seconds that version marks are kept.
+
+    Thread-safety: every method.
+    """
+
+    def __init__(self, clock: Clock, *, name: str = "l2", mark_ttl_s: float = 600.0) -> None:
+        self.name = name
+        self._clock = clock
+        self._mark_ttl_s = mark_ttl_s
+        self._lock = threading.Lock()
+        self._entries: dict[str, tuple[Change, float]] = {}
+        self._replaced = False
+        self._counts: Counter[str] = Counter()
+
+    def attach(self) -> None:
+        """Do nothing: memory is always there."""
+
+    def _known(self, change_id: str) -> Change | None:
+        entry = self._entries.get(change_id)
+        if entry is None:
+            return None
+        change, until_ms = entry
+        if until_ms <= self._clock.now_ms():
+            del self._entries[change_id]
+            return None
+        return change
+
+    def _put(self, change: Change) -> None:
+        if change.content is None or not change.routes & Route.L2:
+            until_ms = self._clock.now_ms() + self._mark_ttl_s * 1000
+            self._entries[change.id] = (_mark(change), until_ms)
+        else:
+            self._entries[change.id] = (change, change.expires_at_ms or math.inf)
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        """Keep the newest of every id.
+
+        Raises:
+            StoreRejected: An id comes twice.
+        """
+        _check_unique(self.name, changes)
+        with self._lock:
+            for change in changes:
+                known = self._known(change.id)
+                if known is None or known.version < change.version:
+                    self._put(change)
+
+    def get_many(self, ids: Sequence[str]) -> dict[str, Change]:
+        """Return what is cached, marks included."""
+        with self._lock:
+            self._counts["round_trips"] += 1
+            found = ((change_id, self._known(change_id)) for change_id in ids)
+            return {change_id: change for change_id, change in found if change is not None}
+
+    def fill(self, changes: Sequence[Change]) -> None:
+        """Keep answers of a colder tier where nothing as new is there."""
+        self.apply(changes)
+
+    def new_epoch(self) -> None:
+        """Abandon everything."""
+        with self._lock:
+            self._entries.clear()
+            self._counts["epochs"] += 1
+
+    def identity_changed(self) -> bool:
+        """Tell, once, that `replace_server` was called."""
+        with self._lock:
+            replaced, self._replaced = self._replaced, False
+            if replaced:
+                self._entries.clear()
+                self._counts["epochs"] += 1
+            return replaced
+
+    def ping(self) -> float:
+        """Return 0: no way to go."""
+        return 0.0
+
+    def stats(self) -> Mapping[str, float]:
+        """Return counters."""
+        return {"corrupt": 0, "foreign": 0, "epochs": 0} | dict(self._counts)
+
+    def close(self) -> None:
+        """Do nothing; the entries stay, as those of a server would."""
+
+    # -- what happens to servers ------------------------------------------------------------------
+
+    def forget(self, change_id: str) -> None:
+        """Evict one entry."""
+        with self._lock:
+            self._entries.pop(change_id, None)
+
+    def clear(self) -> None:
+        """Lose everything, as by FLUSHALL."""
+        with self._lock:
+            self._entries.clear()
+
+    def snapshot(self) -> dict[str, Change]:
+        """Return everything that is cached now."""
+        with self._lock:
+            return {change_id: change for change_id, (change, _) in self._entries.items()}
+
+    def replace_server(self, snapshot: Mapping[str, Change] | None = None) -> None:
+        """Become another server, with the data of an earlier `snapshot` (or none)."""
+        with self._lock:
+            self._entries.clear()
+            for change in (snapshot or {}).values():
+                self._put(change)
+            self._replaced = True
+
+
+class _Rows:
+    """The database: what all clients of one archive share."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.by_id: dict[str, Change] = {}
+        self.keys: list[bytes] = []
+        self.uuid = str(uuid.uuid4())
+        self.generation = 0
+        self.holder: str | None = None
+        self.held_until = -math.inf
+        self.claims: dict[str, float] = {}
+
+
+class MemoryArchive:
+    """L3 in memory; implements `ports.ArchiveStore`.
+
+    One object is one client. `client` gives another client of the same database; give each engine
+    its own, so that the lease can tell who writes.
+
+    Args:
+        clock: Tells what has expired and how long a lease runs.
+        name: As errors name it.
+
+    Thread-safety: every method.
+    """
+
+    def __init__(self, clock: Clock, *, name: str = "l3") -> None:
+        self.name = name
+        self._clock = clock
+        self._rows = _Rows()
+        self._owners: set[str] = set()
+
+    def client(self) -> MemoryArchive:
+        """Return another client of the same database."""
+        other = MemoryArchive(self._clock, name=self.name)
+        other._rows = self._rows
+        return other
+
+    def attach(self) -> ArchiveInfo:
+        """Return the identity: memory is always there."""
+        return self.info()
+
+    def info(self) -> ArchiveInfo:
+        """Return identity and generation."""
+        rows = self._rows
+        return ArchiveInfo(
+            uuid=rows.uuid, generation=rows.generation, schema_version=1, server="memory"
+        )
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        """Keep the newest of every id, all or none.
+
+        Raises:
+            StoreRejected: An id comes twice.
+            StoreUnavailable: Another client's engine may still say *absent* for up to its lease.
+        """
+        _check_unique(self.name, changes)
+        rows = self._rows
+        with rows.lock:
+            self._wait_for_lease()
+            for change in changes:
+                known = rows.by_id.get(change.id)
+                if known is None and not change.routes & Route.L3:
+                    continue
+                if known is not None and known.version >= change.version:
+                    continue
+                if known is None:
+                    insort(rows.keys, change.id.encode())
+                keeps = change.content is not None and change.routes & Route.L3
+                rows.by_id[change.id] = change if keeps else self._tombstone(change)
+            rows.generation += bool(changes)
+
+    @staticmethod
+    def _tombstone(change: Change) -> Change:
+        return Change(
+            change.id,
+            change.version,
+            None,
+            change.content_type,
+            change.state,
+            routes=change.routes,
+            trace_parent=change.trace_parent,
+        )
+
+    def get_many(self, ids: Sequence[str]) -> dict[str, Change]:
+        """Return rows, tombstones included."""
+        by_id = self._rows.by_id
+        with self._rows.lock:
+            return {change_id: by_id[change_id] for change_id in ids if change_id in by_id}
+
+    def _range(self, after: str | None, prefix: str) -> list[Change]:
+        rows = self._rows
+        start = prefix.encode()
+        low = bisect_left(rows.keys, start)
+        if after is not None:
+            low = max(low, bisect_right(rows.keys, after.encode()))
+        found = []
+        for key in rows.keys[low:]:
+            if not key.startswith(start):
+                break
+            found.append(rows.by_id[key.decode()])
+        return found
+
+    def scan(
+        self,
+        *,
+        after: str | None = None,
+        prefix: str = "",
+        state: str | None = None,
+        limit: int = 1000,
+        keys_only: bool = False,
+        tombstones: bool = False,
+    ) -> list[Change]:
+        """Return a page in bytewise id order."""
+        with self._rows.lock:
+            found = [
+                change
+                for change in self._range(after, prefix)
+                if (tombstones or change.content is not None)
+                and (state is None or change.state == state)
+            ][:limit]
+        if not keys_only:
+            return found
+        return [
+            Change(
+                change.id,
+                change.version,
+                None if change.content is None else b"",
+                change.content_type,
+                change.state,
+                change.expires_at_ms,
+                change.routes,
+            )
+            for change in found
+        ]
+
+    def count(self, *, prefix: str = "", state: str | None = None) -> int:
+        """Count rows that are neither deleted nor expired."""
+        now_ms = self._clock.now_ms()
+        with self._rows.lock:
+            return sum(
+                change.content is not None
+                and not change.expired(now_ms)
+                and (state is None or change.state == state)
+                for change in self._range(None, prefix)
+            )
+
+    def purge_tombstones(self, *, below_version: int, limit: int) -> int:
+        """Drop old tombstones."""
+        rows = self._rows
+        with rows.lock:
+            old = [
+                change.id
+                for change in rows.by_id.values()
+                if change.content is None and change.version < below_version
+            ][:limit]
+            for change_id in old:
+                del rows.by_id[change_id]
+                del rows.keys[bisect_left(rows.keys, change_id.encode())]
+        return len(old)
+
+    # -- the sole-writer lease --------------------------------------------------------------------
+
+    def lease(self, owner: str, ttl_s: float, *, steal: bool = False) -> bool:
+        """Acquire or renew the lease, which nobody gets while two engines claim to write.
+
+        Every call is a claim that lives `ttl_s`; the lease goes to the only one who claims. A
+        second claim ends the renewals of the first.
+        """
+        rows = self._rows
+        now = self._clock.monotonic()
+        with rows.lock:
+            self._owners.add(owner)
+            if steal:
+                rows.claims.clear()
+                rows.holder, rows.held_until = None, -math.inf
+            rows.claims[owner] = now + ttl_s
+            alone = all(o == owner or until <= now for o, until in rows.claims.items())
+            if not alone or (rows.holder not in (None, owner) and now < rows.held_until):
+                return False
+            rows.holder, rows.held_until = owner, now + ttl_s
+            return True
+
+    def _wait_for_lease(self) -> None:
+        """Refuse to write while an engine that may not be the writer says *absent*.
+
+        That is the holder's engine, where it is another client's, or where several engines claim
+        through this client. Its renewals end, so the refusal does too.
+        """
+        rows = self._rows
+        now = self._clock.monotonic()
+        if rows.holder is None or now >= rows.held_until:
+            return
+        if rows.holder in self._owners:
+            if all(rows.claims.get(owner, 0) <= now for owner in self._owners - {rows.holder}):
+                return
+        else:
+            rows.claims[f"client {id(self)}"] = rows.held_until + 1.0
+        left = rows.held_until - now
+        raise StoreUnavailable(self.name, "apply", f"another engine's lease ends in {left:.1f} s")
+
+    def release_lease(self, owner: str) -> None:
+        """Give the lease up, and the claim to it."""
+        rows = self._rows
+        with rows.lock:
+            self._owners.discard(owner)
+            rows.claims.pop(owner, None)
+            if rows.holder == owner:
+                rows.holder, rows.held_until = None, -math.inf
+
+    def ping(self) -> float:
+        """Return 0: no way to go."""
+        return 0.0
+
+    def stats(self) -> Mapping[str, float]:
+        """Return counters."""
+        return {"corrupt": 0, "rows": len(self._rows.by_id)}
+
+    def close(self) -> None:
+        """Do nothing; the rows stay, as those of a server would."""
