@@ -25,11 +25,9 @@ from sync_engine.core.results import (
 )
 from sync_engine.errors import (
     ConfigError,
-    Conflict,
     CorruptData,
     EngineClosed,
     InvalidItem,
-    StorageError,
     SyncEngineError,
 )
 from sync_engine.flow.inspect import engine_stats, item_status, measure_health
@@ -37,14 +35,14 @@ from sync_engine.flow.writer import Receipt
 from sync_engine.house import House, Stores
 from sync_engine.ports import Runtime
 from sync_engine.runtime import SystemRuntime
-from sync_engine.wal.records import DeadLetter, Overtaken
+from sync_engine.telemetry import Metrics
+from sync_engine.wal.records import DeadLetter
 
 __all__ = ["SyncEngine"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _DEFAULT = SubmitOptions()
 _RUNNING = EngineState.RUNNING
-_UPDATE_ATTEMPTS = 100
 
 
 class SyncEngine:
@@ -289,7 +287,13 @@ class SyncEngine:
         draft = self._draft(item, options)
         house.writer.check(draft)
         if options.if_absent or options.if_version is not None:
-            return self._submit_if(house, draft, options)
+            last, change = house.atomic.put_if(
+                draft,
+                options.expected or 0,
+                options.durability or self._durability,
+                options.timeout,
+            )
+            return Receipt(change, last, house.writer)
         last, changes = house.writer.write(
             (draft,), options.durability or self._durability, options.timeout
         )
@@ -309,38 +313,6 @@ class SyncEngine:
             options.routes,
             item.trace_parent,
         )
-
-    def _submit_if(self, house: House, draft: Change, options: SubmitOptions) -> Receipt:
-        for _ in range(_UPDATE_ATTEMPTS):
-            seen = house.log.head()
-            actual = self._version(house, draft.id)
-            if actual != options.expected:
-                raise Conflict(draft.id, cast("int", options.expected), actual)
-            try:
-                last, changes = house.writer.write(
-                    (draft,),
-                    options.durability or self._durability,
-                    options.timeout,
-                    unless_after=seen,
-                )
-            except Overtaken:
-                house.log.commit(house.log.appended, 0)  # let who was faster become visible
-                continue
-            return Receipt(changes[0], last, house.writer)
-        raise Conflict(draft.id, cast("int", options.expected), 0)
-
-    def _version(self, house: House, change_id: str) -> int:
-        """Return the version of the live item, 0 where there is none; asks who surely knows."""
-        change = house.log.pending(change_id)
-        if change is None:
-            change = (
-                house.reader.get(change_id)
-                if house.keeper.covered()
-                else house.reader.get_fresh(change_id)
-            )
-        if change is None or change.content is None or change.expired(self._now_ms()):
-            return 0
-        return change.version
 
     def submit_many(
         self, items: Iterable[SyncItem], options: SubmitOptions | None = None
@@ -401,27 +373,20 @@ class SyncEngine:
         house = self._open()
         check_id(id)
         options = _DEFAULT if options is None else options
-        draft = Change(id, 0, None)
+        durability = options.durability or self._durability
         if options.expected is not None:
-            self._submit_if(house, draft, options)
+            draft = Change(id, 0, None)
+            house.atomic.put_if(draft, options.expected, durability, options.timeout)
             return True
-        return bool(self._delete(house, [id], options))
+        return bool(house.atomic.delete((id,), durability, options.timeout))
 
     def delete_many(self, ids: Iterable[str], options: SubmitOptions | None = None) -> int:
         """Delete items; return how many there may have been. As `delete`, with one query a tier."""
         house = self._open()
         unique = list(dict.fromkeys(check_id(id) for id in ids))
-        return self._delete(house, unique, _DEFAULT if options is None else options)
-
-    def _delete(self, house: House, ids: Sequence[str], options: SubmitOptions) -> int:
-        try:
-            there: Sequence[str] = house.reader.get_many_for_delete(ids)
-        except (StorageError, CorruptData):
-            there = ids  # nobody can say: a tombstone is right either way
-        if there:
-            drafts = [Change(id, 0, None) for id in there]
-            house.writer.write(drafts, options.durability or self._durability, options.timeout)
-        return len(there)
+        options = _DEFAULT if options is None else options
+        durability = options.durability or self._durability
+        return len(house.atomic.delete(unique, durability, options.timeout))
 
     def update(
         self,
@@ -444,35 +409,21 @@ class SyncEngine:
             Conflict: Overtaken a hundred times.
             StoreUnavailable: As `get` and `submit`.
         """
-        house = self._open()
-        check_id(id)
         options = _DEFAULT if options is None else options
-        version = 0
-        for _ in range(_UPDATE_ATTEMPTS):
-            seen = house.log.head()
-            version = self._version(house, id)
-            old = self.get(id) if version else None
-            if (old.version if old else 0) != version:
-                continue
+
+        def decision(newest: Change | None) -> Change:
+            old = None if newest is None else newest.item()
             new = fn(old)
             if type(new) is bytes:
                 new = SyncItem(id, new) if old is None else _with_content(old, new)
             draft = Change(id, 0, None) if new is None else self._draft(cast("Any", new), options)
             if draft.id != id:
                 raise InvalidItem(f"update of {id!r} returned an item with id {draft.id!r}")
-            house.writer.check(draft)
-            try:
-                _, changes = house.writer.write(
-                    (draft,),
-                    options.durability or self._durability,
-                    options.timeout,
-                    unless_after=seen,
-                )
-            except Overtaken:
-                house.log.commit(house.log.appended, 0)  # let who was faster become visible
-                continue
-            return changes[0].item()
-        raise Conflict(id, version, -1)
+            return draft
+
+        durability = options.durability or self._durability
+        _, change = self._open().atomic.decide(check_id(id), decision, durability, options.timeout)
+        return change.item()
 
     def set_state(self, id: str, state: str) -> bool:
         """Change an item's state label; return False where there is no such item.
@@ -482,10 +433,19 @@ class SyncEngine:
             StoreUnavailable: As `update`.
         """
         check_state(state)
-        written = self.update(id, lambda item: item and _with_state(item, state))
-        return written is not None
 
-    # -- for the asyncio face -----------------------------------------------------------------------
+        def decision(item: SyncItem | None) -> SyncItem:
+            if item is None:
+                raise _Absent
+            return _with_state(item, state)
+
+        try:
+            self.update(id, decision)
+        except _Absent:
+            return False
+        return True
+
+    # -- for the asyncio face ---------------------------------------------------------------------
 
     def check(self, item: SyncItem) -> None:
         """Raise `InvalidItem` if an item is outside the limits."""
@@ -537,7 +497,7 @@ class SyncEngine:
             CorruptData: The only copy fails its checksum.
             EngineClosed: The engine is not running.
 
-        Blocking: not for a warm item; else up to ``read_timeout_s``. Cost: a warm hit takes no lock.
+        Blocking: not for a warm item; else up to ``read_timeout_s``. A warm hit takes no lock.
         """
         if self._state is not _RUNNING:
             raise self._closed()
@@ -605,36 +565,19 @@ class SyncEngine:
         item = self.get(id)
         if item is not None:
             return item
-        house = self._open()
         if options is None:
             options = _DEFAULT if ttl is None else SubmitOptions.cache(ttl)
 
-        def load() -> SyncItem | None:
-            again = self.get(id)
-            if again is not None:
-                return again
-            seen = house.log.head()
+        def draft() -> Change | None:
             loaded = loader()
             if loaded is None:
                 return None
             fresh = SyncItem(id, loaded) if isinstance(loaded, bytes) else loaded
-            if fresh.id != id:
-                raise InvalidItem(f"the loader of {id!r} returned an item with id {fresh.id!r}")
-            draft = self._draft(fresh, options)
-            house.writer.check(draft)
-            try:
-                _, changes = house.writer.write(
-                    (draft,),
-                    options.durability or self._durability,
-                    options.timeout,
-                    unless_after=seen,
-                )
-            except Overtaken:  # somebody wrote meanwhile, and knows better
-                return self.get(id)
-            return changes[0].item()
+            return self._draft(fresh, options)
 
-        value = house.loads.do(id, load, self.config.read_timeout_s)
-        return cast("SyncItem | None", value)
+        durability = options.durability or self._durability
+        change = self._open().atomic.load(id, draft, durability, options.timeout)
+        return None if change is None else change.item()
 
     def cached(
         self, *, key: Callable[..., str] | str, ttl: float | timedelta
@@ -794,12 +737,21 @@ class SyncEngine:
         """Ask every tier now, and tell what is amiss. Blocking: one round trip a tier."""
         return measure_health(self._house, self.state)
 
+    @property
+    def metrics(self) -> Metrics:
+        """The engine's meters, for the exporters of `sync_engine.telemetry`."""
+        return self._open().metrics
+
     def stats(self) -> dict[str, Any]:
         """Return counters and gauges by name; touches no server."""
         return engine_stats(self._open())
 
     def __repr__(self) -> str:
         return f"<SyncEngine {self.config.engine_name!r} {self.state.value}>"
+
+
+class _Absent(Exception):
+    """There is nothing to update."""
 
 
 def _with_content(item: SyncItem, content: bytes) -> SyncItem:

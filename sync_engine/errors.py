@@ -14,6 +14,7 @@ __all__ = [
     "FeedGap",
     "InvalidItem",
     "StorageError",
+    "StoreBusy",
     "StoreRejected",
     "StoreUnavailable",
     "SyncEngineError",
@@ -117,6 +118,18 @@ class CircuitOpen(StoreUnavailable):
 
     def __init__(self, store: str, operation: str, retry_after_s: float) -> None:
         super().__init__(store, operation, f"circuit open, next attempt in {retry_after_s:.1f} s")
+        self.retry_after_s = retry_after_s
+
+
+class StoreBusy(StoreUnavailable):
+    """The store answered, and asks to wait: it is well, the time is not right.
+
+    Attributes:
+        retry_after_s: Seconds after which a retry has a chance.
+    """
+
+    def __init__(self, store: str, operation: str, hint: str, retry_after_s: float) -> None:
+        super().__init__(store, operation, hint)
         self.retry_after_s = retry_after_s
 
 

@@ -15,10 +15,11 @@ from sync_engine.core.filters import FilterManager
 from sync_engine.core.item import Change, Route
 from sync_engine.errors import StorageError
 from sync_engine.flow.arrivals import Arrivals
+from sync_engine.flow.atomic import AtomicWrites
+from sync_engine.flow.circuits import BackendCircuits
 from sync_engine.flow.follower import Follower
 from sync_engine.flow.guard import Guard
 from sync_engine.flow.keeper import Keeper
-from sync_engine.flow.loading import SingleFlight
 from sync_engine.flow.queries import Queries
 from sync_engine.flow.reader import Reader
 from sync_engine.flow.tier import Tier
@@ -53,11 +54,11 @@ class Stores:
         Raises:
             ConfigError: A URL is wrong, or the driver's extra is not installed.
         """
-        from sync_engine.stores.sql import SqlArchive  # noqa: PLC0415 - SQLAlchemy is slow to import
+        from sync_engine.stores.sql import SqlArchive
 
         l2: CacheStore | None = None
         if config.redis_url is not None:
-            from sync_engine.stores.redis import RedisStore  # noqa: PLC0415 - an extra
+            from sync_engine.stores.redis import RedisStore
 
             l2 = RedisStore(
                 config.redis_url,
@@ -115,10 +116,10 @@ class House:
         self.clock = runtime.clock
         self.metrics = Metrics()
         self.stores = stores or Stores.from_config(config, runtime)
+        self.circuits = BackendCircuits()
         self.job_names: list[str] = []
         self._sync_at = 0.0
         self._tidy_at = 0.0
-        self._close_error: list[str] = []
 
         self.path = Path(config.data_dir) / f"{config.engine_name}{LOG_SUFFIX}"
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -132,7 +133,10 @@ class House:
     def _open_log(self) -> None:
         config, runtime = self.config, self.runtime
         self.l1 = MemoryCache(
-            config.l1_bytes_max, policy=config.l1_policy, now_ms=self.clock.now_ms
+            config.l1_bytes_max,
+            policy=config.l1_policy,
+            now_ms=self.clock.now_ms,
+            lock=runtime.lock,
         )
         self.l3: Tier[ArchiveStore] = Tier(L3, self.stores.l3, self._guard(L3))
         self.l2: Tier[CacheStore] | None = None
@@ -201,14 +205,21 @@ class House:
         self.queries = Queries(
             self.log.overlay.ids, self.log.pending, self.reader, self.l3, self.clock.now_ms
         )
-        self.loads = SingleFlight(runtime)
+        self.atomic = AtomicWrites(
+            self.log,
+            self.reader,
+            self.writer,
+            runtime,
+            alone=self.keeper.covered,
+            timeout_s=config.read_timeout_s,
+        )
         self._flush_seconds = {
             name: self.metrics.histogram("flush_seconds", tier=name) for name in self.followers
         }
 
     def _guard(self, name: str) -> Guard:
         config = self.config
-        return Guard(
+        guard = Guard(
             name,
             self.runtime,
             circuit=config.l2_circuit if name == L2 else config.l3_circuit,
@@ -216,6 +227,8 @@ class House:
             timeout_s=config.read_timeout_s,
             metrics=self.metrics,
         )
+        self.circuits.add(guard.breaker)
+        return guard
 
     def _follower(self, name: str, tier: Any, batch: Any) -> Follower:
         return Follower(

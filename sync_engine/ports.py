@@ -24,6 +24,7 @@ __all__ = [
     "Event",
     "LogSlice",
     "NearCache",
+    "Overtaken",
     "Runtime",
     "Sink",
     "Source",
@@ -281,11 +282,14 @@ class ArchiveStore(Sink, Protocol):
             StoreUnavailable: Try again later.
         """
 
-    def lease(self, owner: str, ttl_s: float, *, steal: bool = False) -> bool:
-        """Acquire or renew the sole-writer lease; return whether it is held.
+    def lease(self, owner: str, ttl_s: float, *, steal: bool = False) -> int:
+        """Acquire or renew the sole-writer lease; return its epoch, or 0 where it is not held.
 
-        See `stores/sql/lease.py` for the protocol: a second writer can only start once the first
-        has lost its right to say *absent*.
+        The holder may count on it for `ttl_s` seconds of its own monotonic clock, from before the
+        call. The same epoch as before means that nobody else wrote in between. After 0, stop
+        counting on it and then call `release_lease`. With `steal` the caller vouches that every
+        other process of this owner name is dead. See `stores/sql/lease.py` for the protocol: a
+        second writer can only start once the first has lost its right to say *absent*.
 
         Raises:
             StoreUnavailable: Try again later; a lease held before counts until it runs out.
@@ -360,6 +364,10 @@ class ChangeLog(Protocol):
         """Put a change aside, durably, before its follower passes it."""
 
 
+class Overtaken(Exception):
+    """The id was written after the position that the caller decided on; never shown to users."""
+
+
 class WritableLog(ChangeLog, Protocol):
     """The log as the writer sees it; `wal.WriteAheadLog` documents each."""
 
@@ -370,6 +378,10 @@ class WritableLog(ChangeLog, Protocol):
     @property
     def pending_bytes(self) -> int:
         """Their bytes."""
+
+    @property
+    def appended(self) -> int:
+        """The last position given out."""
 
     def append(
         self, drafts: Sequence[Change], *, soft: bool, unless_after: int | None = None

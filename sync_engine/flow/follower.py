@@ -16,7 +16,7 @@ from sync_engine.core.batcher import (
 )
 from sync_engine.core.item import Change
 from sync_engine.core.policies import RetryConfig
-from sync_engine.errors import CircuitOpen, StoreRejected, StoreUnavailable
+from sync_engine.errors import CircuitOpen, StoreBusy, StoreRejected, StoreUnavailable
 from sync_engine.flow.guard import Backoff
 from sync_engine.ports import LogSlice, Runtime
 from sync_engine.telemetry import get_logger
@@ -179,7 +179,7 @@ class Follower:
 
     def _failed(self, exc: StoreUnavailable) -> float:
         self.last_error = str(exc)
-        if isinstance(exc, CircuitOpen):
+        if isinstance(exc, CircuitOpen | StoreBusy):
             return max(0.001, exc.retry_after_s)
         delay_s = self._backoff.failed()
         _log.limited("delivery_failed", follower=self.name, failures=self.failures, error=exc)

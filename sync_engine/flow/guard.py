@@ -12,6 +12,7 @@ from sync_engine.core.policies import CircuitConfig, RetryConfig
 from sync_engine.errors import (
     CircuitOpen,
     Conflict,
+    StoreBusy,
     StoreRejected,
     StoreUnavailable,
 )
@@ -104,7 +105,9 @@ class Guard:
         except BaseException as exc:
             meters.seconds.observe(monotonic() - started)
             meters.count(_outcome(exc))
-            if isinstance(exc, Exception) and not isinstance(exc, StoreUnavailable):
+            if isinstance(exc, StoreBusy) or (
+                isinstance(exc, Exception) and not isinstance(exc, StoreUnavailable)
+            ):
                 breaker.succeeded(ticket)
             else:  # an interrupt proves nothing, so a probe that met one has not succeeded
                 breaker.failed(ticket)

@@ -53,6 +53,7 @@ class Keeper:
         self._oldest_pending_ms = oldest_pending_ms
         self._restore: Callable[[], bool] | None = restore
         self._enabled = enabled
+        self._epoch = -1  # our log is locked: no other process alive bears our name
         self._lease_until = -math.inf
         self._renew_at = -math.inf
         self._purge_at = -math.inf
@@ -81,14 +82,21 @@ class Keeper:
         asked = self._clock.monotonic()
         if asked < self._renew_at:
             return
-        held = self._l3.call("lease", self._l3.store.lease, self._owner, self._lease_ttl_s)
-        if held:
+        epoch = self._l3.call(
+            "lease", self._l3.store.lease, self._owner, self._lease_ttl_s, steal=self._epoch < 0
+        )
+        if epoch:
+            if epoch != self._epoch:  # somebody else may have written since the last one
+                self._lose("the lease is new")
+            self._epoch = epoch
             self._lease_until = asked + self._lease_ttl_s
             self._renew_at = asked + self._lease_ttl_s / 3
             return
         if self._lease_until > -math.inf:
             _log.info("lease_lost", owner=self._owner)
         self._lose("another engine writes to the archive")
+        self._epoch = 0
+        self._l3.call("release_lease", self._l3.store.release_lease, self._owner)
         self._renew_at = asked + self._lease_ttl_s / 3
 
     def _lose(self, reason: str) -> None:
@@ -106,13 +114,16 @@ class Keeper:
             restore, self._restore = self._restore, None
             if restore is not None and restore():  # only now, under the lease, is it sure to hold
                 return False
-            self._warmup = self._filters.begin_warmup()
+            expected = self._l3.call("count", self._l3.store.count)
+            self._warmup = self._filters.begin_warmup(expected)
             self._after = None
             self._warmup.add_many(list(self._pending_ids()))
         page = self._l3.call(
             "warm_up", self._l3.store.scan, after=self._after, limit=_PAGE, keys_only=True
         )
-        self._warmup.add_many([change.id for change in page])
+        if not self._warmup.add_many([change.id for change in page]):
+            self._warmup = None  # doubt was cast on it meanwhile: begin again
+            return True
         if len(page) == _PAGE:
             self._after = page[-1].id
             return True

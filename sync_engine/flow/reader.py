@@ -294,8 +294,8 @@ class Reader:
             self._observe_version(newest.version)
         return newest
 
-    def get_many_for_delete(self, ids: Sequence[str]) -> list[str]:
-        """Return those of the ids that may have an item anywhere.
+    def get_existing(self, ids: Sequence[str]) -> list[str]:
+        """Return those of the ids that have an item.
 
         Raises:
             StoreUnavailable: A tier that would know cannot be asked.

@@ -10,15 +10,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from sync_engine.core.item import Change, Route
-from sync_engine.errors import StoreRejected, StoreUnavailable
 from sync_engine.ports import ArchiveInfo, Clock
+from sync_engine.testing.fake_lease import LeaseTable, Writer
 
 __all__ = ["MemoryArchive", "MemoryCacheStore"]
-
-
-def _check_unique(name: str, changes: Sequence[Change]) -> None:
-    if len({change.id for change in changes}) != len(changes):
-        raise StoreRejected(name, "apply", "an id comes twice in one batch")
 
 
 def _mark(change: Change) -> Change:
@@ -70,12 +65,7 @@ class MemoryCacheStore:
             self._entries[change.id] = (change, change.expires_at_ms or math.inf)
 
     def apply(self, changes: Sequence[Change]) -> None:
-        """Keep the newest of every id.
-
-        Raises:
-            StoreRejected: An id comes twice.
-        """
-        _check_unique(self.name, changes)
+        """Keep the newest of every id."""
         with self._lock:
             for change in changes:
                 known = self._known(change.id)
@@ -154,9 +144,8 @@ class _Rows:
         self.keys: list[bytes] = []
         self.uuid = str(uuid.uuid4())
         self.generation = 0
-        self.holder: str | None = None
-        self.held_until = -math.inf
-        self.claims: dict[str, float] = {}
+        self.epoch = 0
+        self.leases = LeaseTable()
 
 
 class MemoryArchive:
@@ -176,12 +165,13 @@ class MemoryArchive:
         self.name = name
         self._clock = clock
         self._rows = _Rows()
-        self._owners: set[str] = set()
+        self._writer = Writer(self._rows.leases, clock, name)
 
     def client(self) -> MemoryArchive:
         """Return another client of the same database."""
         other = MemoryArchive(self._clock, name=self.name)
         other._rows = self._rows
+        other._writer = Writer(self._rows.leases, self._clock, self.name)
         return other
 
     def attach(self) -> ArchiveInfo:
@@ -199,13 +189,14 @@ class MemoryArchive:
         """Keep the newest of every id, all or none.
 
         Raises:
-            StoreRejected: An id comes twice.
-            StoreUnavailable: Another client's engine may still say *absent* for up to its lease.
+            StoreBusy: Another client's engine may still say *absent* for up to its lease.
         """
-        _check_unique(self.name, changes)
+        if not changes:
+            return
         rows = self._rows
         with rows.lock:
-            self._wait_for_lease()
+            self._writer.enter("apply")
+            rows.generation += 1
             for change in changes:
                 known = rows.by_id.get(change.id)
                 if known is None and not change.routes & Route.L3:
@@ -216,7 +207,6 @@ class MemoryArchive:
                     insort(rows.keys, change.id.encode())
                 keeps = change.content is not None and change.routes & Route.L3
                 rows.by_id[change.id] = change if keeps else self._tombstone(change)
-            rows.generation += bool(changes)
 
     @staticmethod
     def _tombstone(change: Change) -> Change:
@@ -297,6 +287,7 @@ class MemoryArchive:
         """Drop old tombstones."""
         rows = self._rows
         with rows.lock:
+            self._writer.enter("purge_tombstones")
             old = [
                 change.id
                 for change in rows.by_id.values()
@@ -309,52 +300,15 @@ class MemoryArchive:
 
     # -- the sole-writer lease --------------------------------------------------------------------
 
-    def lease(self, owner: str, ttl_s: float, *, steal: bool = False) -> bool:
-        """Acquire or renew the lease, which nobody gets while two engines claim to write.
-
-        Every call is a claim that lives `ttl_s`; the lease goes to the only one who claims. A
-        second claim ends the renewals of the first.
-        """
-        rows = self._rows
-        now = self._clock.monotonic()
-        with rows.lock:
-            self._owners.add(owner)
-            if steal:
-                rows.claims.clear()
-                rows.holder, rows.held_until = None, -math.inf
-            rows.claims[owner] = now + ttl_s
-            alone = all(o == owner or until <= now for o, until in rows.claims.items())
-            if not alone or (rows.holder not in (None, owner) and now < rows.held_until):
-                return False
-            rows.holder, rows.held_until = owner, now + ttl_s
-            return True
-
-    def _wait_for_lease(self) -> None:
-        """Refuse to write while an engine that may not be the writer says *absent*.
-
-        That is the holder's engine, where it is another client's, or where several engines claim
-        through this client. Its renewals end, so the refusal does too.
-        """
-        rows = self._rows
-        now = self._clock.monotonic()
-        if rows.holder is None or now >= rows.held_until:
-            return
-        if rows.holder in self._owners:
-            if all(rows.claims.get(owner, 0) <= now for owner in self._owners - {rows.holder}):
-                return
-        else:
-            rows.claims[f"client {id(self)}"] = rows.held_until + 1.0
-        left = rows.held_until - now
-        raise StoreUnavailable(self.name, "apply", f"another engine's lease ends in {left:.1f} s")
+    def lease(self, owner: str, ttl_s: float, *, steal: bool = False) -> int:
+        """Acquire or renew the lease; return its epoch, or 0 where it is not held."""
+        with self._rows.lock:
+            return self._writer.lease(owner, ttl_s, steal=steal)
 
     def release_lease(self, owner: str) -> None:
-        """Give the lease up, and the claim to it."""
-        rows = self._rows
-        with rows.lock:
-            self._owners.discard(owner)
-            rows.claims.pop(owner, None)
-            if rows.holder == owner:
-                rows.holder, rows.held_until = None, -math.inf
+        """Give the lease up, if held; stay a writer."""
+        with self._rows.lock:
+            self._writer.release()
 
     def ping(self) -> float:
         """Return 0: no way to go."""
@@ -365,4 +319,6 @@ class MemoryArchive:
         return {"corrupt": 0, "rows": len(self._rows.by_id)}
 
     def close(self) -> None:
-        """Do nothing; the rows stay, as those of a server would."""
+        """Leave the writers; the rows stay, as those of a server would."""
+        with self._rows.lock:
+            self._writer.leave()

@@ -166,9 +166,9 @@ class FlakyStore:
         """As `ports.ArchiveStore.purge_tombstones`."""
         return int(self._call("purge_tombstones", below_version=below_version, limit=limit))
 
-    def lease(self, owner: str, ttl_s: float, *, steal: bool = False) -> bool:
+    def lease(self, owner: str, ttl_s: float, *, steal: bool = False) -> int:
         """As `ports.ArchiveStore.lease`."""
-        return bool(self._call("lease", owner, ttl_s, steal=steal))
+        return int(self._call("lease", owner, ttl_s, steal=steal))
 
     def release_lease(self, owner: str) -> None:
         """As `ports.ArchiveStore.release_lease`."""

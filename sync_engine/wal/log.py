@@ -18,12 +18,12 @@ from sync_engine.core import failpoints
 from sync_engine.core.item import Change
 from sync_engine.core.version import ENGINE_NUMBER_MAX, VersionClock, version_of_ms
 from sync_engine.errors import CorruptData, EngineFailed, StoreUnavailable
-from sync_engine.ports import LogSlice, Runtime
+from sync_engine.ports import LogSlice, Overtaken, Runtime
 from sync_engine.wal import frame
 from sync_engine.wal.dead import DeadLetters
 from sync_engine.wal.file import LogFile
 from sync_engine.wal.overlay import Overlay
-from sync_engine.wal.records import DeadLetter, LogListener, Overtaken, WalStats
+from sync_engine.wal.records import DeadLetter, LogListener, WalStats
 
 __all__ = ["WriteAheadLog"]
 

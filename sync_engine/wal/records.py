@@ -7,11 +7,7 @@ from dataclasses import dataclass
 
 from sync_engine.core.item import Change
 
-__all__ = ["DeadLetter", "LogListener", "Overtaken", "WalStats"]
-
-
-class Overtaken(Exception):
-    """The id was written after the position that the caller decided on."""
+__all__ = ["DeadLetter", "LogListener", "WalStats"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from sync_engine.config import SyncEngineConfig
 from sync_engine.core.item import SyncItem
 from sync_engine.core.options import Durability, SubmitOptions
 from sync_engine.engine import SyncEngine
-from sync_engine.errors import Conflict, StoreUnavailable
+from sync_engine.errors import CircuitOpen, Conflict, StoreUnavailable
 from sync_engine.house import Stores
 from sync_engine.testing import FlakyStore, ManualClock, ManualRuntime, MemoryArchive, MemoryCacheStore
 
@@ -37,8 +37,12 @@ class Shared:
         self.clock = ManualClock()
         self.archive = MemoryArchive(clock=self.clock)
         self.cache = MemoryCacheStore(clock=self.clock)
-        self.l3 = FlakyStore(self.archive)
+        self.l3_down = False
         self.l2 = FlakyStore(self.cache)
+
+    def l3_call(self, operation: str) -> None:
+        if self.l3_down:
+            raise StoreUnavailable("l3", operation, "switched off")
 
 
 class Driven:
@@ -63,7 +67,9 @@ class Driven:
             lease_ttl_s=3,
             read_timeout_s=0.1,
         )
-        stores = Stores(self.shared.l2, self.shared.l3)
+        l3 = FlakyStore(self.shared.archive.client())
+        l3.on_call = self.shared.l3_call
+        stores = Stores(self.shared.l2, l3)
         self.engine = SyncEngine(config, runtime=self.runtime, stores=stores).start()
 
     def crash(self) -> None:
@@ -94,10 +100,10 @@ class EngineMachine(RuleBasedStateMachine):
             self.a.crash()
         shutil.rmtree(self.dir, ignore_errors=True)
 
-    @property
-    def attached(self) -> bool:
+    def may_be_unavailable(self, exc: StoreUnavailable) -> bool:
         house: Any = self.a.engine._house
-        return bool(house.l3.attached)
+        down = self.shared.l3_down or self.shared.l2.down
+        return down or isinstance(exc, CircuitOpen) or not house.l3.attached
 
     def content(self) -> bytes:
         self.number += 1
@@ -143,8 +149,8 @@ class EngineMachine(RuleBasedStateMachine):
         except Conflict:
             assert stale
             assert known
-        except StoreUnavailable:
-            assert self.shared.l3.down or self.shared.l2.down or not self.attached
+        except StoreUnavailable as exc:
+            assert self.may_be_unavailable(exc)
         else:
             assert not (stale and known)
             self.model[id] = (receipt.version, content)
@@ -160,8 +166,8 @@ class EngineMachine(RuleBasedStateMachine):
     def get(self, id: str) -> None:
         try:
             item = self.a.engine.get(id)
-        except StoreUnavailable:
-            assert self.shared.l3.down or not self.attached
+        except StoreUnavailable as exc:
+            assert self.may_be_unavailable(exc)
             return
         assert (item and (item.version, item.content)) == self.model.get(id)
 
@@ -202,7 +208,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule()
     def switch_l3(self) -> None:
-        self.shared.l3.down = not self.shared.l3.down
+        self.shared.l3_down = not self.shared.l3_down
 
     @rule(id=IDS)
     def redis_evicts(self, id: str) -> None:

@@ -655,7 +655,8 @@ def test_the_filter_spares_the_archive_and_survives_a_restart(start: Start, serv
 def test_a_second_engine_on_the_archive_makes_the_first_say_maybe(start: Start, servers: Servers) -> None:
     first = start(servers.stores, engine_name="first", lease_ttl_s=0.3)
     assert first.definitely_missing("b")
-    second = start(servers.stores, engine_name="second", lease_ttl_s=0.3)
+    theirs = Stores(servers.l2, servers.archive.client())
+    second = start(theirs, engine_name="second", lease_ttl_s=0.3)
     second.submit("b", b"theirs")
     assert second.flush(20).complete
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from random import Random
 
@@ -240,48 +241,37 @@ def test_a_scan_costs_less_than_it_costs_lru(policy: str) -> None:
     assert _hit_ratio_beside_scans(policy) > _hit_ratio_beside_scans("lru") + 0.02
 
 
+def _write(cache: MemoryCache, part: int) -> None:
+    for version in range(1, 4_000):
+        id = f"{part}.{version % 150}"
+        if version % 7 == 0:
+            cache.discard(id)
+        else:
+            cache.put(Change(id, version, bytes(version % 300)))
+
+
+def _read(cache: MemoryCache, written: threading.Event) -> None:
+    ids = [f"{part}.{number}" for part in range(2) for number in range(150)]
+    seen = dict.fromkeys(ids, 0)
+    while not written.is_set():
+        for change in filter(None, map(cache.get, ids)):
+            assert change.version >= seen[change.id]
+            seen[change.id] = change.version
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_readers_and_writers_meet_no_error_and_no_older_version(policy: str) -> None:
     cache = MemoryCache(60_000, policy=policy, now_ms=Time())
-    errors: list[BaseException] = []
     written = threading.Event()
 
-    def write(part: int) -> None:
-        try:
-            for version in range(1, 4_000):
-                id = f"{part}.{version % 150}"
-                if version % 7 == 0:
-                    cache.discard(id)
-                else:
-                    cache.put(Change(id, version, bytes(version % 300)))
-        except BaseException as exc:
-            errors.append(exc)
+    with ThreadPoolExecutor(3) as pool:
+        reader = pool.submit(_read, cache, written)
+        writers = [pool.submit(_write, cache, part) for part in range(2)]
+        wait(writers)
+        written.set()
 
-    def read_all() -> None:
-        seen: dict[str, int] = {}
-        try:
-            while not written.is_set():
-                for part in range(2):
-                    for number in range(150):
-                        id = f"{part}.{number}"
-                        change = cache.get(id)
-                        if change is not None:
-                            assert change.id == id
-                            assert change.version >= seen.get(id, 0)
-                            seen[id] = change.version
-        except BaseException as exc:
-            errors.append(exc)
-
-    reader = threading.Thread(target=read_all)
-    writers = [threading.Thread(target=write, args=(part,)) for part in range(2)]
-    for thread in [reader, *writers]:
-        thread.start()
-    for thread in writers:
-        thread.join()
-    written.set()
-    reader.join()
-
-    assert errors == []
+    for future in [reader, *writers]:
+        future.result()
     assert cache.bytes == sum(entry_cost(e.change) for e in cache._entries.values())
 
 

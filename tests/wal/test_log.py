@@ -13,10 +13,11 @@ import pytest
 from sync_engine.core import failpoints
 from sync_engine.core.item import Change
 from sync_engine.errors import ConfigError, CorruptData, EngineFailed, StoreUnavailable
+from sync_engine.ports import Overtaken
 from sync_engine.testing import ManualRuntime
 from sync_engine.wal.log import WriteAheadLog
 from sync_engine.wal.owner import OwnerLock, orphans
-from sync_engine.wal.records import LogListener, Overtaken
+from sync_engine.wal.records import LogListener
 
 Open = Callable[..., WriteAheadLog]
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import create_engine, event
+from sqlalchemy import create_engine, event, inspect
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.pool import QueuePool
 
@@ -249,10 +249,24 @@ class Dialect(ABC):
     def warnings(self, connection: Connection) -> tuple[str, ...]:
         """Return the settings that weaken what a commit promises, as sentences."""
 
-    def data_version(self, connection: Connection) -> int | None:
-        """Return a number that another connection's commit changes; None where there is none."""
+    def data_version(self, connection: Connection) -> tuple[int, int] | None:
+        """Return what another connection's commit changes; None where there is no such thing.
+
+        The first number is the connection's own: those of two connections do not compare.
+        """
         del connection
         return None
+
+    def columns(self, table: str) -> dict[str, str]:
+        """Return the upper-case type of each column of a table; empty where there is no table."""
+        with self.engine.connect() as connection:
+            inspector: Any = inspect(connection)
+            if not inspector.has_table(table):
+                return {}
+            return {
+                column["name"]: type(column["type"]).__name__.upper()
+                for column in inspector.get_columns(table)
+            }
 
     @contextmanager
     def schema_lock(self, connection: Connection) -> Iterator[None]:

@@ -9,15 +9,16 @@ kinds of facts, all in the archive itself, make that provable without comparing 
 - The lease names its holder, a beat that each renewal changes, and a duration. The holder counts
   that duration on its own monotonic clock, from *before* it asked. It is granted only to the one
   writer there is.
-- A new writer that finds a lease is not admitted. The holder sees it at its next renewal, gives the
-  lease up and says *absent* no more. If the holder is silent, the newcomer waits until it has itself
-  seen the lease unchanged for its whole duration, from *after* it read it: the holder's count began
-  earlier and is over.
+- A new writer that finds a lease is not admitted. The holder sees it at its next renewal, is told,
+  and says *absent* no more; only its next call, `release` or renewal, frees the lease, so the
+  archive never hears of it before the filter does. If the holder is silent, the newcomer waits
+  until it has itself seen the lease unchanged for its whole duration, from *after* it read it: the
+  holder's count began earlier and is over.
 
-A writer's row that stays unchanged for its duration is dead: who asks for the lease then removes the
-row, which fences that writer for ever, and may become the sole writer. The epoch changes whenever
-the lease changes hands or was given up, so a holder that gets the same epoch again knows that nobody
-wrote in between.
+A writer's row that stays unchanged for its duration is dead: who asks for the lease then removes
+the row, which fences that writer for ever, and may become the sole writer. The epoch changes
+whenever the lease changes hands or was given up, so a holder that gets the same epoch again knows
+that nobody wrote in between.
 
 What is assumed: monotonic clocks of two hosts run at the same rate, and go on while a process is
 frozen. A clock that stops with its (virtual) machine breaks the holder's count.
@@ -45,6 +46,7 @@ GENERATION = (
     " FROM {m} WHERE id = 1"
 )
 _FENCE = "UPDATE {w} SET generation = generation + 1 WHERE writer = ?k AND admitted = 1"
+_TOUCH = "UPDATE {w} SET beat = beat + 1 WHERE writer = ?k AND admitted = 1"
 _BEAT = "UPDATE {w} SET beat = beat + 1, ttl_ms = ?, owner = ?k, admitted = ? WHERE writer = ?k"
 _REGISTER = (
     "INSERT INTO {w} (writer, owner, admitted, generation, beat, ttl_ms)"
@@ -123,8 +125,8 @@ class _Watch:
 class Writers:
     """This engine's part in the protocol.
 
-    Thread-safety: every method. Blocking: `check` none while admitted; `visit` one short transaction,
-    which is serialised by one lock here and one row's lock in the archive.
+    Thread-safety: every method. Blocking: `check` not at all while admitted; the rest one short
+    transaction, serialised by one lock here and one row's lock in the archive.
 
     Args:
         dialect: The archive.
@@ -146,8 +148,9 @@ class Writers:
         self._admitted = False
         self._me = uuid.uuid4().hex.encode()
         self._peers: object = None
-        self._data_version: int | None = None
+        self._data_version: tuple[int, int] | None = None
         self._foreign = False
+        self._told = False  # that the lease is lost, while the archive still has it as ours
         self.foreign_writes = 0
         self.epoch = 0
 
@@ -178,6 +181,14 @@ class Writers:
         self.epoch = 0
         return False
 
+    def touch(self, connection: Connection) -> bool:
+        """Mark a transaction that adds nothing as an engine's; False: roll back, as in `fence`."""
+        if self._dialect.execute(connection, _TOUCH, (self._me,)) == 1:
+            self._notice_foreign(connection)
+            return True
+        self._admitted = False
+        return False
+
     def lease(self, owner: str, ttl_s: float, *, steal: bool) -> int:
         """Acquire or renew the lease; return its epoch, or 0 where it is not held."""
         with self._visiting:
@@ -191,23 +202,25 @@ class Writers:
         with self._visiting:
             self.epoch = 0
             with self._dialect.writing() as (connection, _):
+                self._notice_foreign(connection)
                 lease = self._read_lease(connection)
                 if lease.holder == self._me:
                     self._set_lease(connection, replace(lease, holder=_NOBODY), changed=True)
                 self._remember(connection)
+            self._told = False
 
     def leave(self) -> None:
-        """Give up lease and registration; the next write registers anew, as somebody else."""
+        """Give the registration up; the next write registers anew, as somebody else.
+
+        A lease that was not released first stays: its holder may still rely on it.
+        """
         with self._visiting:
-            self.epoch = 0
-            if not self._admitted:
+            if not self._admitted or self.epoch or self._told:
                 return
             self._admitted = False
             me, self._me = self._me, uuid.uuid4().hex.encode()
             with self._dialect.writing() as (connection, _):
-                lease = self._read_lease(connection)
-                if lease.holder == me:
-                    self._set_lease(connection, replace(lease, holder=_NOBODY), changed=True)
+                self._read_lease(connection)  # locks it: no one decides meanwhile
                 self._remove(connection, me, None)
 
     # -- one visit --------------------------------------------------------------------------------
@@ -258,12 +271,14 @@ class Writers:
 
     def _hold(self, connection: Connection, lease: _Lease, *, acquire: bool, alone: bool) -> int:
         """Take, keep or give up a lease that nobody else holds; return its epoch, or 0."""
-        if not alone:
-            if lease.holder == self._me:
-                self._set_lease(connection, replace(lease, holder=_NOBODY), changed=True)
-            return 0
         if not acquire:
-            return lease.epoch if lease.holder == self._me else 0
+            return self.epoch
+        if not alone:
+            if lease.holder == self._me and self._told:
+                self._set_lease(connection, replace(lease, holder=_NOBODY), changed=True)
+            self._told = lease.holder == self._me
+            return 0
+        self._told = False
         changed = lease.holder != self._me or self._foreign
         self._foreign = False
         lease = replace(lease, holder=self._me, beat=lease.beat + 1, ttl_ms=self._ttl_ms)
@@ -329,7 +344,9 @@ class Writers:
         if version is None or version == self._data_version:
             return
         peers = self._others(connection)
-        if self._data_version is not None and peers == self._peers:
+        known = self._data_version
+        same_connection = known is not None and known[0] == version[0]
+        if same_connection and peers == self._peers:
             self.foreign_writes += 1
             self._foreign = True
         self._data_version, self._peers = version, peers

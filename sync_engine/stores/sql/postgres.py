@@ -4,6 +4,7 @@ A batch is one ``INSERT … SELECT unnest(…)`` over binary arrays that are pac
 cost four times as much.
 """
 
+# ruff: noqa: S608 - texts hold checked table names and literals only; values are bound
 from __future__ import annotations
 
 import math
@@ -92,8 +93,8 @@ class _PackedInts(_Packed):
 
 @cache
 def _dumpers() -> tuple[tuple[type[_Packed], Any], ...]:
-    from psycopg.adapt import Dumper  # noqa: PLC0415 - an extra
-    from psycopg.pq import Format  # noqa: PLC0415
+    from psycopg.adapt import Dumper
+    from psycopg.pq import Format
 
     class PackedDumper(Dumper):
         format = Format.BINARY
@@ -117,7 +118,7 @@ def _bounded_connection(timeout_s: float, monotonic: Callable[[], float]) -> Any
     Both silence and a drip of bytes end: the first is counted in the driver's own looks at the
     socket, the second by the clock.
     """
-    import psycopg  # noqa: PLC0415 - an extra
+    import psycopg
 
     silent_max = max(1, math.ceil(timeout_s / _WAIT_S))
 
@@ -136,7 +137,9 @@ def _bounded_connection(timeout_s: float, monotonic: Callable[[], float]) -> Any
             return done.value
 
     class BoundedConnection(psycopg.Connection[Any]):
-        def wait(self, gen: Any, interval: float = _WAIT_S, **more: Any) -> Any:
+        def wait(  # type: ignore[override]  # its signature grew in 3.3
+            self, gen: Any, interval: float = _WAIT_S, **more: Any
+        ) -> Any:
             return super().wait(bounded(gen), interval, **more)
 
     return BoundedConnection

@@ -5,6 +5,7 @@ before 3.51.3); a small pool of others reads. `synchronous` is FULL: at NORMAL a
 death of the process and not the loss of power, and `Durability.ARCHIVE` promises both.
 """
 
+# ruff: noqa: S608 - texts hold checked table names and literals only; values are bound
 from __future__ import annotations
 
 import os
@@ -52,6 +53,7 @@ class SqliteDialect(Dialect):
         super().__init__(settings, clock)
         self.path = Path(settings.url.database or "").absolute()
         self._reader: Engine | None = None
+        self._opened = 0
 
     @property
     def engine(self) -> Engine:
@@ -99,6 +101,7 @@ class SqliteDialect(Dialect):
     def prepare(self, connection: Connection, info: dict[Any, Any]) -> None:
         """Set the writing connection up."""
         del info
+        self._opened += 1
         self._prepare_common(connection)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
@@ -159,7 +162,13 @@ class SqliteDialect(Dialect):
             return (f"journal_mode is {mode.decode()}, not wal: readers and the writer wait",)
         return ()
 
-    def data_version(self, connection: Connection) -> int | None:
+    def data_version(self, connection: Connection) -> tuple[int, int] | None:
         """Return SQLite's own count of foreign commits, as this connection sees it."""
         (version,) = connection.execute("PRAGMA data_version").fetchone()
-        return int(version)
+        return self._opened, int(version)
+
+    def columns(self, table: str) -> dict[str, str]:
+        """Return the upper-case type of each column; SQLAlchemy's inspector needs text as str."""
+        with self._taken(self.engine) as fairy:
+            rows = fairy.dbapi_connection.execute(f"PRAGMA table_info('{table}')").fetchall()
+        return {row[1].decode(): row[2].decode().upper() for row in rows}

@@ -1,0 +1,456 @@
+"""The archive (L3): the durable home of items in a SQL database."""
+
+# ruff: noqa: S608 - texts hold checked table names and literals only; values are bound
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from sync_engine.core.item import Change
+from sync_engine.errors import (
+    ConfigError,
+    CorruptData,
+    StorageError,
+    StoreRejected,
+    StoreUnavailable,
+)
+from sync_engine.ports import ArchiveInfo, Clock
+from sync_engine.stores.sql import schema
+from sync_engine.stores.sql.dialect import IDS_PER_QUERY, Connection, Dialect, Settings
+from sync_engine.stores.sql.errors import STORE, Verdict, classify, translated
+from sync_engine.stores.sql.lease import GENERATION, NotAdmitted, Writers
+from sync_engine.stores.sql.mysql import MysqlDialect
+from sync_engine.stores.sql.postgres import PostgresDialect
+from sync_engine.stores.sql.rows import (
+    COLUMNS,
+    KEY_COLUMNS,
+    change_of,
+    key_change_of,
+    prefix_end,
+    rows_of,
+    sorted_unique,
+)
+from sync_engine.stores.sql.sqlite import SqliteDialect
+from sync_engine.stores.sql.url import parse_url
+from sync_engine.telemetry.redaction import redact_url
+
+__all__ = ["SqlArchive", "make_dialect"]
+
+_DIALECTS: dict[str, type[Dialect]] = {
+    "sqlite": SqliteDialect,
+    "mysql": MysqlDialect,
+    "mariadb": MysqlDialect,
+    "postgresql": PostgresDialect,
+}
+_ALL = ", ".join(COLUMNS)
+_KEYS = ", ".join(KEY_COLUMNS)
+_COUNTERS = ("batches", "rows", "corrupt", "rejected", "unavailable", "fenced", "purged")
+
+
+def make_dialect(
+    url: str,
+    *,
+    clock: Clock,
+    table: str = "sync_items",
+    connect_timeout_s: float = 5.0,
+    timeout_s: float = 10.0,
+    pool_size: int = 4,
+) -> Dialect:
+    """Return the dialect that serves a URL; connects to nothing.
+
+    Raises:
+        ConfigError: A setting cannot be used, or the driver is not installed.
+    """
+    parsed = parse_url(url)
+    for name, value in (
+        ("connect_timeout_s", connect_timeout_s),
+        ("timeout_s", timeout_s),
+        ("pool_size", pool_size),
+    ):
+        if not 0 < value < 1e6:
+            raise ConfigError(f"{name}: must be positive, got {value!r}")
+    settings = Settings(
+        url=parsed,
+        table=schema.check_table_name(table),
+        connect_timeout_s=connect_timeout_s,
+        timeout_s=timeout_s,
+        pool_size=pool_size,
+    )
+    return _DIALECTS[parsed.get_backend_name()](settings, clock)
+
+
+class SqlArchive:
+    """Items in one table of SQLite, MySQL, MariaDB or PostgreSQL; implements `ports.ArchiveStore`.
+
+    A batch is one transaction of guarded upserts in id order: only a strictly larger version
+    replaces a row, so repeating or reordering batches is harmless. Deletes are rows without
+    content. Each row carries a checksum over all of its columns, verified whenever its content is
+    read.
+
+    Thread-safety: every method. Blocking: every method but `stats`, each statement for `timeout_s`
+    at most; connecting for `connect_timeout_s`.
+
+    Args:
+        url: SQLAlchemy URL: ``sqlite:///path``, ``mysql://…`` (pymysql; ``mysql+mysqldb://`` and
+            ``mariadb+mariadbconnector://`` where installed), ``postgresql://…`` (psycopg 3).
+        clock: Counts lease waits and tells which rows have expired.
+        create_schema: Whether `attach` may create missing tables.
+        connect_timeout_s: Bound of one connection attempt, in seconds.
+        timeout_s: Bound of one statement, one wait for a lock, and one wait for a connection.
+        pool_size: Connections kept open (SQLite: for reading, beside the one that writes).
+        table: Name of the item table; ``<table>_meta`` and ``<table>_writers`` stand beside it.
+        owner: A name that at most one live process bears, such as an identity kept under a file
+            lock: what a dead process left registered under it is taken over without waiting. None:
+            a random name, which takes nothing over.
+        writer_ttl_s: After how many seconds without a sign of life this engine's registration may
+            be removed by another that wants to be the sole writer; `lease` replaces it.
+
+    Raises:
+        ConfigError: A setting cannot be used, or the driver is not installed.
+    """
+
+    name = STORE
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Clock,
+        create_schema: bool = True,
+        connect_timeout_s: float = 5.0,
+        timeout_s: float = 10.0,
+        pool_size: int = 4,
+        table: str = "sync_items",
+        owner: str | None = None,
+        writer_ttl_s: float = 30.0,
+    ) -> None:
+        self._dialect = make_dialect(
+            url,
+            clock=clock,
+            table=table,
+            connect_timeout_s=connect_timeout_s,
+            timeout_s=timeout_s,
+            pool_size=pool_size,
+        )
+        self._shown_url = redact_url(url)
+        self._clock = clock
+        self._create_schema = create_schema
+        self._writers = Writers(self._dialect, clock, ttl_s=writer_ttl_s, owner=owner)
+        self._counters = dict.fromkeys(_COUNTERS, 0)
+        self._well = False  # whether the last call went through: a hint for `close` only
+
+    def __repr__(self) -> str:
+        return f"SqlArchive({self._shown_url!r}, table={self._dialect.settings.table!r})"
+
+    # -- life -------------------------------------------------------------------------------------
+
+    def attach(self) -> ArchiveInfo:
+        """Connect, check the tables (create them where absent and allowed), read the identity.
+
+        Raises:
+            StoreUnavailable: The server is not there now.
+            ConfigError: Wrong credentials or database, or tables of another version or owner.
+        """
+        try:
+            schema.ensure(self._dialect, create=self._create_schema)
+            with self._dialect.reading() as connection:
+                info = self._info(connection)
+        except (ConfigError, StoreUnavailable):
+            self._dialect.close()
+            raise
+        except Exception as exc:
+            self._dialect.close()
+            verdict, hint = classify(exc)
+            if verdict in {Verdict.MISCONFIGURED, Verdict.REJECTED} or isinstance(exc, TypeError):
+                hint = hint or "the driver does not take an option of the URL"
+                raise ConfigError(f"sql_url: {self._shown_url}: {hint}") from exc
+            raise StoreUnavailable(STORE, "attach", hint or type(exc).__name__) from exc
+        self._well = True
+        return info
+
+    def close(self) -> None:
+        """Leave the writers' table if the server answers, and close connections; safe twice.
+
+        A lease is not given up here: call `release_lease` first, or let it run out.
+        """
+        if self._well:
+            self._well = False
+            with suppress(StorageError), translated("close"):
+                self._writers.leave()
+        self._dialect.close()
+
+    def info(self) -> ArchiveInfo:
+        """Read identity and generation anew.
+
+        Raises:
+            StoreUnavailable: Try again later.
+        """
+        with self._call("info"), self._dialect.reading() as connection:
+            return self._info(connection)
+
+    def _info(self, connection: Connection) -> ArchiveInfo:
+        ((uuid, generation, version),) = self._dialect.query(connection, GENERATION)
+        return ArchiveInfo(
+            uuid=bytes(uuid).decode(),
+            generation=int(generation),
+            schema_version=int(version),
+            server=self._dialect.server(connection),
+            warnings=self._dialect.warnings(connection),
+        )
+
+    def ping(self) -> float:
+        """Return the seconds of one round trip.
+
+        Raises:
+            StoreUnavailable: No answer within the budget.
+        """
+        started = self._clock.monotonic()
+        with self._call("ping"), self._dialect.reading() as connection:
+            self._dialect.query(connection, "SELECT 1")
+        return self._clock.monotonic() - started
+
+    def stats(self) -> Mapping[str, float]:
+        """Return counters since construction, and what is known of the lease. Never blocks.
+
+        ``batches`` and ``rows`` written, ``corrupt`` rows met, ``rejected`` and ``unavailable``
+        calls, ``fenced`` batches (this engine's registration was gone), ``purged`` tombstones,
+        ``foreign_writes`` (commits to an SQLite file by something that is no engine), ``admitted``
+        (0 or 1), ``lease_epoch`` (0: not held).
+        """
+        return {
+            **self._counters,
+            "foreign_writes": self._writers.foreign_writes,
+            "admitted": int(self._writers.admitted),
+            "lease_epoch": self._writers.epoch,
+        }
+
+    # -- writing ----------------------------------------------------------------------------------
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        """Write a batch in one transaction, each change only over an older version.
+
+        A change that the archive does not keep (no `Route.L3`) makes a tombstone of an older row
+        and inserts nothing. Cost: three short statements and one large one a batch.
+
+        Raises:
+            StoreRejected: A row can never be written, so the batch cannot as a whole.
+            StoreUnavailable: Try again later; `NotAdmitted` says in how many seconds.
+        """
+        if not changes:
+            return
+        with self._call("apply"):
+            ordered = sorted_unique(changes)
+            while True:
+                self._writers.check("apply")
+                if self._apply(ordered):
+                    break
+                self._counters["fenced"] += 1  # registers anew, and may have to wait for a lease
+
+    def _apply(self, changes: Sequence[Change]) -> bool:
+        try:
+            with self._dialect.writing() as (connection, info):
+                try:
+                    rows = rows_of(changes, lambda some: self._superseded(connection, some))
+                except (struct.error, UnicodeError) as exc:
+                    raise StoreRejected(STORE, "apply", "a value does not fit its column") from exc
+                if rows:
+                    self._dialect.upsert(connection, info, rows)
+                if not self._writers.fence(connection):
+                    raise _Fenced  # noqa: TRY301 - rolls the transaction back
+        except _Fenced:
+            return False
+        self._counters["batches"] += 1
+        self._counters["rows"] += len(rows)
+        return True
+
+    def _superseded(self, connection: Connection, changes: Sequence[Change]) -> set[str]:
+        versions = {change.id: change.version for change in changes}
+        ids = list(versions)
+        found: set[str] = set()
+        for start in range(0, len(ids), IDS_PER_QUERY):
+            part = ids[start : start + IDS_PER_QUERY]
+            for id_bytes, version in self._dialect.select(connection, "id, version", part):
+                change_id = bytes(id_bytes).decode()
+                if version < versions[change_id]:
+                    found.add(change_id)
+        return found
+
+    def purge_tombstones(self, *, below_version: int, limit: int) -> int:
+        """Drop up to `limit` tombstones of versions below the bound; return how many went.
+
+        Raises:
+            StoreUnavailable: Try again later.
+        """
+        with self._call("purge_tombstones"):
+            self._writers.check("purge_tombstones")
+            with self._dialect.writing() as (connection, _):
+                gone = self._dialect.purge(connection, below_version, limit)
+                if not self._writers.touch(connection):
+                    raise NotAdmitted("purge_tombstones", 0.0)
+            self._counters["purged"] += gone
+            return gone
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    def get_many(self, ids: Sequence[str]) -> dict[str, Change]:
+        """Return the rows of these ids, tombstones included; absent ids are left out.
+
+        Cost: one query per 500 ids; one hash over each content.
+
+        Raises:
+            StoreUnavailable: Try again later.
+            CorruptData: The only row asked for fails its checksum.
+        """
+        wanted = list(dict.fromkeys(ids))
+        rows: list[Any] = []
+        with self._call("get_many"):
+            if not wanted:
+                return {}
+            with self._dialect.reading() as connection:
+                for start in range(0, len(wanted), IDS_PER_QUERY):
+                    part = wanted[start : start + IDS_PER_QUERY]
+                    rows += self._dialect.select(connection, _ALL, part)
+        found = {change.id: change for row in rows if (change := change_of(row)) is not None}
+        if len(found) < len(rows):
+            self._counters["corrupt"] += len(rows) - len(found)
+            if len(wanted) == 1:
+                raise CorruptData(
+                    f"{self._dialect.settings.table}, id {wanted[0]!r}",
+                    "the row fails its checksum: write the item again, or restore the row",
+                )
+        return found
+
+    def scan(
+        self,
+        *,
+        after: str | None = None,
+        prefix: str = "",
+        state: str | None = None,
+        limit: int = 1000,
+        keys_only: bool = False,
+        tombstones: bool = False,
+    ) -> list[Change]:
+        """Return up to `limit` rows in bytewise id order, ids strictly greater than `after`.
+
+        The prefix is literal. With `keys_only`, contents are empty bytes and nothing is verified. A
+        page shorter than `limit` is the last one: rows that fail their checksum are counted, left
+        out and made up for. Cost: one range query on an index.
+
+        Raises:
+            StoreUnavailable: Try again later.
+        """
+        columns, decode = (_KEYS, key_change_of) if keys_only else (_ALL, change_of)
+        start = None if after is None else after.encode()
+        found: list[Change] = []
+        with self._call("scan"), self._dialect.reading() as connection:
+            while (room := limit - len(found)) > 0:
+                where, args = _conditions(start, prefix.encode(), state)
+                if not tombstones:
+                    where.append("tombstone = 0")
+                text = f"SELECT {columns} FROM {{t}}{_where(where)} ORDER BY id LIMIT ?"
+                rows = self._dialect.query(connection, text, [*args, room])
+                page = [change for row in rows if (change := decode(row)) is not None]
+                found += page
+                self._counters["corrupt"] += len(rows) - len(page)
+                if len(rows) < room or len(page) == len(rows):
+                    break
+                start = bytes(rows[-1][0])
+        return found
+
+    def count(self, *, prefix: str = "", state: str | None = None) -> int:
+        """Count live rows, expired ones left out, by prefix and state, on the server.
+
+        Raises:
+            StoreUnavailable: Try again later.
+        """
+        where, args = _conditions(None, prefix.encode(), state)
+        where += ["tombstone = 0", "(expires_at_ms = 0 OR expires_at_ms > ?)"]
+        text = f"SELECT COUNT(*) FROM {{t}}{_where(where)}"
+        with self._call("count"), self._dialect.reading() as connection:
+            ((total,),) = self._dialect.query(connection, text, [*args, self._clock.now_ms()])
+        return int(total)
+
+    # -- the sole writer --------------------------------------------------------------------------
+
+    def lease(self, owner: str, ttl_s: float, *, steal: bool = False) -> int:
+        """Acquire or renew the sole-writer lease; return its epoch, or 0 where it is not held.
+
+        The holder may rely on being the only writer for `ttl_s` of its own monotonic clock, counted
+        from **before** this call; `lease.py` tells why that is safe. **Another epoch than last
+        time means that others may have written in between.** After 0, stop relying on it first and
+        then call `release_lease`, so that whoever waits need not wait the lease out. Call it
+        several times within `ttl_s` even where it is not held: it is also this writer's sign of
+        life.
+
+        Args:
+            owner: Name of this engine.
+            ttl_s: Duration of lease and registration, in seconds; the same for all engines, best.
+            steal: The caller vouches that every other process of this owner name is dead: what it
+                left is taken over without waiting.
+
+        Raises:
+            StoreUnavailable: Try again later; a lease held before counts until it runs out.
+        """
+        with self._call("lease"):
+            return self._writers.lease(owner, ttl_s, steal=steal)
+
+    def release_lease(self, owner: str) -> None:
+        """Give the lease up, if held. The caller has stopped relying on it before.
+
+        Raises:
+            StoreUnavailable: It runs out by itself.
+        """
+        del owner
+        with self._call("release_lease"):
+            self._writers.release()
+
+    # -- every call -------------------------------------------------------------------------------
+
+    @contextmanager
+    def _call(self, operation: str) -> Iterator[None]:
+        try:
+            with translated(operation):
+                yield
+        except StoreRejected:
+            self._counters["rejected"] += 1
+            raise
+        except StoreUnavailable as exc:
+            self._counters["unavailable"] += 1
+            self._well = isinstance(exc, NotAdmitted)
+            raise
+        self._well = True
+
+
+class _Fenced(StorageError):
+    """Rolls a batch back; never leaves this module."""
+
+    def __init__(self) -> None:
+        super().__init__(STORE, "apply", "not registered")
+
+
+def _conditions(
+    after: bytes | None, prefix: bytes, state: str | None
+) -> tuple[list[str], list[Any]]:
+    """Return conditions on a range of ids: never LIKE, so that no character is special."""
+    where: list[str] = []
+    args: list[Any] = []
+    if state is not None:
+        where.append("state = ?k")
+        args.append(state.encode())
+    if prefix and (after is None or after < prefix):
+        where.append("id >= ?k")
+        args.append(prefix)
+    elif after is not None:
+        where.append("id > ?k")
+        args.append(after)
+    end = prefix_end(prefix) if prefix else None
+    if end is not None:
+        where.append("id < ?k")
+        args.append(end)
+    return where, args
+
+
+def _where(conditions: Sequence[str]) -> str:
+    return f" WHERE {' AND '.join(conditions)}" if conditions else ""

@@ -1,0 +1,470 @@
+"""What every archive has to do: `ports.ArchiveStore` as tests."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from sync_engine.core.item import Change, Route
+from sync_engine.errors import StoreUnavailable
+from sync_engine.ports import ArchiveStore
+from sync_engine.testing.manual import ManualClock
+
+__all__ = ["HOSTILE_IDS", "ArchiveContract", "MakeArchive", "SoleWriterContract"]
+
+MakeArchive = Callable[[], ArchiveStore]
+"""Returns another engine's view of one and the same archive, not yet attached."""
+
+HOSTILE_IDS = (
+    "Key", "key", "KEY", "a", "a ", "a  ", " a", "\u00e9", "e\u0301", "\u00df", "ss",
+    "\U0001f600", "\U0001f601", "\uffff", "\ufffd", "\U0010ffff", "\U0010ffff\U0010ffff",
+    "user_1", "userX1", "user%1", "user\\1", "user[1]*", "u?1", "' OR 1=1 --", '"; DROP TABLE t',
+    "{$gt}", "{t}", "%s", "?", "?k", "../x", "/abs", "a//b", ".", "..", "a/", "\x01", "\t", "\r\n",
+    "\x7f", "\u200b", "\u202e", "sync_items_meta", "x" * 512, "\u00e9" * 256, "1", "01", "1.0",
+    "null", "true", "\u0130", "\u0131", "I", "i",
+)  # fmt: skip
+
+
+def put(id: str, version: int, content: bytes = b"", **more: object) -> Change:
+    """Return a put; its content names id and version unless given."""
+    return Change(id, version, content or f"{id}@{version}".encode(), **more)  # type: ignore[arg-type]
+
+
+def tombstone(id: str, version: int) -> Change:
+    """Return a delete."""
+    return Change(id, version, None)
+
+
+class ArchiveContract:
+    """Subclass it, and give it a fixture `make_archive` (a `MakeArchive`) and one `clock`."""
+
+    @pytest.fixture
+    def archive(self, make_archive: MakeArchive) -> Iterator[ArchiveStore]:
+        """An attached, empty archive."""
+        archive = make_archive()
+        archive.attach()
+        yield archive
+        archive.close()
+
+    # -- what goes in comes out -------------------------------------------------------------------
+
+    def test_everything_about_a_change_comes_back(self, archive: ArchiveStore) -> None:
+        """Each column is stored exactly, the routes included."""
+        change = Change(
+            "k", 1 << 62, b"\0\xff'\\\n%", 1, "st\u00e4te", 1 << 50, 3, "00-" + "a" * 32 + "-01"
+        )
+        bare = Change("only-l3", 1, b"", 0, "default", 0, int(Route.L3), "")
+
+        archive.apply([change, bare])
+
+        assert archive.get_many(["k", "only-l3"]) == {"k": change, "only-l3": bare}
+
+    @pytest.mark.parametrize("size", [0, 1, 255, 65_536, 1 << 20])
+    def test_content_of_any_bytes_and_size_comes_back(
+        self, archive: ArchiveStore, size: int
+    ) -> None:
+        """No size is special, and no byte is."""
+        content = random.Random(size).randbytes(size)
+
+        archive.apply([Change("k", 1, content)])
+
+        assert archive.get_many(["k"])["k"].content == content
+
+    def test_hostile_ids_stay_apart_and_are_plain_data(self, archive: ArchiveStore) -> None:
+        """Ids are compared bytewise, whatever the database's collation thinks."""
+        changes = [put(id, number) for number, id in enumerate(HOSTILE_IDS, 1)]
+
+        archive.apply(changes)
+
+        assert archive.get_many(HOSTILE_IDS) == {change.id: change for change in changes}
+        assert archive.count() == len(HOSTILE_IDS)
+        assert archive.scan(limit=1000) == sorted(changes, key=lambda change: change.id.encode())
+
+    def test_absent_ids_are_left_out(self, archive: ArchiveStore) -> None:
+        """One absent id is an empty answer, not an error."""
+        archive.apply([put("a", 1)])
+
+        assert archive.get_many(["b"]) == {}
+        assert archive.get_many([]) == {}
+        assert set(archive.get_many(["a", "b", "a"])) == {"a"}
+
+    def test_more_ids_than_fit_into_one_query(self, archive: ArchiveStore) -> None:
+        """Both directions are cut into parts that no caller sees."""
+        changes = [put(f"id-{number:05}", number + 1) for number in range(2345)]
+
+        archive.apply(changes)
+
+        assert archive.get_many([change.id for change in changes]) == {
+            change.id: change for change in changes
+        }
+
+    def test_an_empty_batch_is_fine(self, archive: ArchiveStore) -> None:
+        """And changes nothing."""
+        before = archive.info().generation
+
+        archive.apply([])
+
+        assert archive.info().generation == before
+
+    # -- the larger version wins ------------------------------------------------------------------
+
+    def test_only_a_larger_version_replaces_a_row(self, archive: ArchiveStore) -> None:
+        """Every column keeps together with the version it came with."""
+        newest = put("k", 5, b"five", state="s5", content_type=1)
+        archive.apply([newest])
+
+        archive.apply([put("k", 4, b"four", state="s4", expires_at_ms=9)])
+        archive.apply([put("k", 5, b"other five", state="s5b")])
+        assert archive.get_many(["k"]) == {"k": newest}
+
+        archive.apply([put("k", 6, b"six")])
+        assert archive.get_many(["k"]) == {"k": put("k", 6, b"six")}
+
+    def test_batches_in_any_order_and_number_end_alike(self, archive: ArchiveStore) -> None:
+        """Repeating and reordering are harmless: the model is a dict of the largest versions."""
+        rng = random.Random(7)
+        changes = [
+            tombstone(f"k{rng.randrange(30)}", version)
+            if rng.random() < 0.2
+            else put(f"k{rng.randrange(30)}", version)
+            for version in range(1, 400)
+        ]
+        newest: dict[str, Change] = {}
+        for change in changes:
+            newest[change.id] = change
+        rng.shuffle(changes)
+
+        for start in range(0, len(changes), 20):
+            batch = changes[start : start + 20]
+            archive.apply(batch)
+            if rng.random() < 0.3:
+                archive.apply(batch)
+
+        assert archive.get_many(list(newest)) == newest
+
+    def test_one_id_twice_in_a_batch_counts_with_its_newest(self, archive: ArchiveStore) -> None:
+        """Databases refuse or mix up such a statement."""
+        archive.apply([put("k", 2, b"two"), put("k", 3, b"three"), put("k", 1, b"one")])
+
+        assert archive.get_many(["k"]) == {"k": put("k", 3, b"three")}
+
+    # -- deletes ----------------------------------------------------------------------------------
+
+    def test_a_tombstone_is_a_row_that_older_puts_do_not_undo(self, archive: ArchiveStore) -> None:
+        """No late write resurrects what was deleted."""
+        archive.apply([put("k", 1), tombstone("never-there", 2)])
+        archive.apply([tombstone("k", 3)])
+
+        archive.apply([put("k", 2)])
+
+        found = archive.get_many(["k", "never-there"])
+        assert found == {"k": tombstone("k", 3), "never-there": tombstone("never-there", 2)}
+        assert archive.count() == 0
+        assert archive.scan() == []
+        assert [c.id for c in archive.scan(tombstones=True)] == ["k", "never-there"]
+
+        archive.apply([put("k", 4)])
+        assert archive.scan() == [put("k", 4)]
+
+    def test_what_is_not_archived_supersedes_an_older_row_only(self, archive: ArchiveStore) -> None:
+        """A cache-only write hides what the archive had, and leaves no row where there was none."""
+        archive.apply([put("old", 1), put("newer", 9), put("plain", 1)])
+
+        l2 = int(Route.L2)
+        archive.apply(
+            [put(id, 5, routes=l2) for id in ("old", "newer", "absent")] + [put("plain", 5)]
+        )
+
+        found = archive.get_many(["old", "newer", "absent", "plain"])
+        assert set(found) == {"old", "newer", "plain"}
+        assert found["old"].content is None
+        assert found["old"].version == 5
+        assert found["newer"] == put("newer", 9)
+        assert found["plain"] == put("plain", 5)
+
+    def test_purge_drops_old_tombstones_and_nothing_else(self, archive: ArchiveStore) -> None:
+        """Bounded by version and by number."""
+        archive.apply([tombstone(f"t{number}", number) for number in range(1, 11)])
+        archive.apply([put("live", 1), tombstone("back", 2)])
+        archive.apply([put("back", 3)])
+
+        assert archive.purge_tombstones(below_version=6, limit=3) == 3
+        assert archive.purge_tombstones(below_version=6, limit=100) == 2
+        assert archive.purge_tombstones(below_version=6, limit=100) == 0
+
+        left = {change.id for change in archive.scan(tombstones=True)}
+        assert left == {"live", "back", "t6", "t7", "t8", "t9", "t10"}
+
+    # -- lists and counts -------------------------------------------------------------------------
+
+    def test_pages_by_key_agree_with_sorted_bytes(self, archive: ArchiveStore) -> None:
+        """The oracle is Python's order of UTF-8 bytes, for every prefix and page size."""
+        rng = random.Random(11)
+        letters = ["a", "b", "_", "%", "\xff", "\u00e9", "\U0010ffff", "z", "A", "\U0001f600"]
+        ids = {"".join(rng.choices(letters, k=rng.randint(1, 4))) for _ in range(300)}
+        archive.apply([put(id, 1, state=f"s{len(id) % 2}") for id in ids])
+
+        for prefix in ["", *letters, "a_", "%\xff", "\U0010ffff\U0010ffff", "absent"]:
+            for state in (None, "s0"):
+                expected = sorted(
+                    (
+                        id
+                        for id in ids
+                        if id.startswith(prefix) and (state is None or len(id) % 2 == 0)
+                    ),
+                    key=str.encode,
+                )
+                assert _paged(archive, prefix, state, 7) == expected
+                assert archive.count(prefix=prefix, state=state) == len(expected)
+
+    def test_a_scan_may_begin_anywhere(self, archive: ArchiveStore) -> None:
+        """`after` may be absent, below the prefix, or beyond it."""
+        archive.apply([put(id, 1) for id in ("a", "b1", "b2", "b3", "c")])
+
+        def ids(after: str) -> list[str]:
+            return [change.id for change in archive.scan(after=after, prefix="b")]
+
+        assert ids("a") == ["b1", "b2", "b3"]
+        assert ids("b") == ["b1", "b2", "b3"]
+        assert ids("b1") == ["b2", "b3"]
+        assert ids("b25") == ["b3"]
+        assert ids("b3") == []
+        assert ids("c") == []
+
+    def test_keys_only_leaves_contents_out(self, archive: ArchiveStore) -> None:
+        """All else is told."""
+        archive.apply([put("k", 3, b"long", state="s"), tombstone("t", 4)])
+
+        listed = archive.scan(keys_only=True, tombstones=True)
+
+        assert [(c.id, c.version, c.content, c.state) for c in listed] == [
+            ("k", 3, b"", "s"),
+            ("t", 4, None, "default"),
+        ]
+
+    def test_expired_rows_are_not_counted(self, archive: ArchiveStore, clock: ManualClock) -> None:
+        """The deadline is the item's own, by the engine's clock."""
+        now_ms = clock.now_ms()
+        archive.apply([put("k", 1), put("soon", 1, expires_at_ms=now_ms + 1000)])
+
+        assert archive.count() == 2
+        clock.advance(1.5)
+        assert archive.count() == 1
+
+    # -- identity ---------------------------------------------------------------------------------
+
+    def test_identity_stays_and_generation_grows_with_every_batch(
+        self, make_archive: MakeArchive
+    ) -> None:
+        """Whoever writes: a filter snapshot is bound to both."""
+        first, second = make_archive(), make_archive()
+        before = first.attach()
+        assert second.attach().uuid == before.uuid
+
+        first.apply([put("a", 1)])
+        between = first.info().generation
+        second.apply([put("b", 1)])
+        second.apply([put("b", 1)])
+        after = first.info()
+
+        assert before.generation < between
+        assert after.generation == between + 2
+        assert after.uuid == before.uuid
+        second.close()
+        assert first.info().generation == after.generation
+        first.close()
+
+    def test_close_is_safe_twice_before_attach_and_attach_opens_again(
+        self, make_archive: MakeArchive
+    ) -> None:
+        """The rows outlive the connections."""
+        archive = make_archive()
+        archive.close()
+        archive.attach()
+        archive.apply([put("a", 1)])
+        archive.close()
+        archive.close()
+
+        archive.attach()
+
+        assert archive.get_many(["a"]) == {"a": put("a", 1)}
+        archive.apply([put("a", 2)])
+        assert archive.ping() >= 0
+        assert archive.stats()["corrupt"] == 0
+        archive.close()
+
+
+def _paged(archive: ArchiveStore, prefix: str, state: str | None, limit: int) -> list[str]:
+    ids: list[str] = []
+    after = None
+    while True:
+        page = archive.scan(after=after, prefix=prefix, state=state, limit=limit, keys_only=True)
+        ids += [change.id for change in page]
+        if len(page) < limit:
+            return ids
+        after = ids[-1]
+
+
+class SoleWriterContract:
+    """The lease: its holder may rely on being the only writer for the duration it asked for.
+
+    Subclass it like `ArchiveContract`; both engines' views share the fixture `clock`.
+    """
+
+    TTL_S = 9.0
+
+    @pytest.fixture
+    def two(self, make_archive: MakeArchive) -> Iterator[tuple[ArchiveStore, ArchiveStore]]:
+        """Two engines on one archive."""
+        first, second = make_archive(), make_archive()
+        first.attach()
+        second.attach()
+        yield first, second
+        second.close()
+        first.close()
+
+    def test_the_only_writer_gets_the_lease_and_keeps_its_epoch(
+        self, two: tuple[ArchiveStore, ArchiveStore]
+    ) -> None:
+        """The same epoch again: nobody else wrote in between."""
+        first, _ = two
+
+        epoch = first.lease("one", self.TTL_S)
+        first.apply([put("a", 1)])
+
+        assert epoch > 0
+        assert first.lease("one", self.TTL_S) == epoch
+        first.apply([put("a", 2)])
+
+    def test_a_newcomer_writes_only_after_the_holder_was_told(
+        self, two: tuple[ArchiveStore, ArchiveStore]
+    ) -> None:
+        """The holder stops saying *absent* before the first foreign row is there."""
+        first, second = two
+        assert first.lease("one", self.TTL_S)
+
+        with pytest.raises(StoreUnavailable):
+            second.apply([put("b", 1)])
+        assert first.get_many(["b"]) == {}
+
+        assert not first.lease("one", self.TTL_S)
+        with pytest.raises(StoreUnavailable):  # told, yet perhaps still answering
+            second.apply([put("b", 1)])
+        first.release_lease("one")
+        second.apply([put("b", 1)])
+        first.apply([put("a", 1)])
+
+    def test_a_silent_holder_is_passed_over_after_its_whole_duration(
+        self, two: tuple[ArchiveStore, ArchiveStore], clock: ManualClock
+    ) -> None:
+        """Counted from when the newcomer saw the lease: the holder's own count began earlier."""
+        first, second = two
+        assert first.lease("one", self.TTL_S)
+        clock.advance(self.TTL_S - 1)
+
+        with pytest.raises(StoreUnavailable):
+            second.apply([put("b", 1)])
+        clock.advance(self.TTL_S - 0.1)
+        with pytest.raises(StoreUnavailable):
+            second.apply([put("b", 1)])
+        clock.advance(0.2)
+        second.apply([put("b", 1)])
+
+        assert not first.lease("one", self.TTL_S)
+
+    def test_a_renewal_starts_the_newcomers_wait_anew(
+        self, two: tuple[ArchiveStore, ArchiveStore], clock: ManualClock
+    ) -> None:
+        """The wall clock has no say, however it jumps."""
+        first, second = two
+        assert first.lease("one", self.TTL_S)
+        with pytest.raises(StoreUnavailable):
+            second.apply([put("b", 1)])
+
+        clock.jump(1e6)
+        with pytest.raises(StoreUnavailable):
+            second.apply([put("b", 1)])
+        clock.jump(-2e6)
+        with pytest.raises(StoreUnavailable):
+            second.apply([put("b", 1)])
+        assert second.get_many(["b"]) == {}
+
+    def test_a_dead_writer_is_removed_and_can_never_write_again(
+        self, two: tuple[ArchiveStore, ArchiveStore], clock: ManualClock
+    ) -> None:
+        """A frozen engine that wakes up is fenced in its very transaction."""
+        first, second = two
+        second.lease("two", self.TTL_S)
+        second.release_lease("two")
+        second.apply([put("b", 1)])  # registered, admitted, and then frozen
+        assert not first.lease("one", self.TTL_S)
+        clock.advance(self.TTL_S - 0.1)
+        assert not first.lease("one", self.TTL_S)
+        clock.advance(0.2)
+
+        assert first.lease("one", self.TTL_S)
+        with pytest.raises(StoreUnavailable):
+            second.apply([put("b", 2)])
+
+        assert first.get_many(["b"]) == {"b": put("b", 1)}
+
+    def test_a_living_writer_is_never_taken_for_dead(
+        self, two: tuple[ArchiveStore, ArchiveStore], clock: ManualClock
+    ) -> None:
+        """Batches and asking for the lease are both signs of life."""
+        first, second = two
+        second.lease("two", self.TTL_S)
+        second.release_lease("two")
+        for version in range(1, 8):
+            if version % 2:
+                second.apply([put("b", version)])
+            else:
+                assert not second.lease("two", self.TTL_S)
+            assert not first.lease("one", self.TTL_S)
+            clock.advance(self.TTL_S * 0.7)
+
+    def test_an_epoch_changes_when_somebody_else_could_write(
+        self, two: tuple[ArchiveStore, ArchiveStore], clock: ManualClock
+    ) -> None:
+        """A holder that was away for long learns that its filter may miss rows."""
+        first, second = two
+        epoch = first.lease("one", self.TTL_S)
+        with pytest.raises(StoreUnavailable):
+            second.apply([put("b", 1)])
+        clock.advance(self.TTL_S + 1)
+        second.apply([put("b", 1)])
+        second.close()
+
+        again = first.lease("one", self.TTL_S)
+
+        assert again
+        assert again != epoch
+
+    def test_a_reader_disturbs_nobody(self, two: tuple[ArchiveStore, ArchiveStore]) -> None:
+        """Who only reads does not register."""
+        first, second = two
+        epoch = first.lease("one", self.TTL_S)
+
+        second.get_many(["a"])
+        second.scan()
+        second.count()
+        second.info()
+
+        assert first.lease("one", self.TTL_S) == epoch
+
+    def test_stealing_takes_over_what_the_same_owner_left_behind(
+        self, two: tuple[ArchiveStore, ArchiveStore]
+    ) -> None:
+        """A restarted engine need not wait for itself; the old process stays fenced."""
+        first, second = two
+        assert first.lease("one", self.TTL_S)
+        first.apply([put("a", 1)])
+
+        assert second.lease("one", self.TTL_S, steal=True)
+        second.apply([put("a", 2)])
+
+        with pytest.raises(StoreUnavailable):
+            first.apply([put("a", 3)])
+        assert second.get_many(["a"]) == {"a": put("a", 2)}
