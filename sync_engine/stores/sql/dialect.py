@@ -62,6 +62,7 @@ class Dialect(ABC):
     placeholder = "%s"
     key_placeholder = "%s"
     lock_clause = " FOR UPDATE"
+    text_labels = False  # whether rows are written with str for ids and labels
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self.settings = settings

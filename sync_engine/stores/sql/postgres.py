@@ -28,9 +28,10 @@ _STATEMENT_BYTES_MAX = 64 << 20
 _WAIT_S = 0.1  # how often a waiting driver looks up
 _BYTEA, _BYTEA_ARRAY, _INT8, _INT8_ARRAY = 17, 1001, 20, 1016
 _BYTES_COLUMNS = frozenset({"id", "state", "trace_parent", "content"})
-_ARRAYS = ", ".join("%b::bytea[]" if name in _BYTES_COLUMNS else "%b::int8[]" for name in COLUMNS)
-_UPSERT = (
-    f"INSERT INTO {{t}} AS old ({', '.join(COLUMNS)}) SELECT * FROM unnest({_ARRAYS})"
+_OFTEN_ALIKE = frozenset(
+    {"tombstone", "content_type", "routes", "state", "expires_at_ms", "trace_parent"}
+)
+_GUARDED = (
     " ON CONFLICT (id) DO UPDATE SET "
     + ", ".join(f"{name} = EXCLUDED.{name}" for name in COLUMNS[1:])
     + " WHERE old.version < EXCLUDED.version"
@@ -65,16 +66,11 @@ class _PackedBytes(_Packed):
 
     @classmethod
     def of(cls, values: Sequence[bytes | None]) -> _PackedBytes:
-        first = values[0]
-        if values.count(first) == len(values):  # as states and trace parents mostly are
-            one = b"\xff\xff\xff\xff" if first is None else _pack_length(len(first)) + first
-            body = one * len(values)
-        else:
-            pairs = [
-                (b"\xff\xff\xff\xff", b"") if value is None else (_pack_length(len(value)), value)
-                for value in values
-            ]
-            body = b"".join(chain.from_iterable(pairs))
+        pairs = [
+            (b"\xff\xff\xff\xff", b"") if value is None else (_pack_length(len(value)), value)
+            for value in values
+        ]
+        body = b"".join(chain.from_iterable(pairs))
         return cls(_pack_head(1, None in values, _BYTEA, len(values), 1) + body)
 
 
@@ -192,14 +188,32 @@ class PostgresDialect(Dialect):
         cursor = connection.cursor()
         try:
             for part in _parts(rows):
-                columns = zip(COLUMNS, zip(*part, strict=True), strict=True)
-                arrays: list[_Packed] = [
-                    _PackedBytes.of(values) if name in _BYTES_COLUMNS else _PackedInts.of(values)
-                    for name, values in columns
-                ]
-                cursor.execute(self.text(_UPSERT), arrays)
+                self._run(cursor, *self._statement(part))
         finally:
             cursor.close()
+
+    def _statement(self, rows: Sequence[Row]) -> tuple[str, list[Any]]:
+        """Return the upsert of some rows: arrays, and one value for a column that has only one."""
+        arrays: list[Any] = []
+        scalars: list[Any] = []
+        array_types: list[str] = []
+        selected: list[str] = []
+        for name, values in zip(COLUMNS, zip(*rows, strict=True), strict=True):
+            is_bytes = name in _BYTES_COLUMNS
+            kind = "bytea" if is_bytes else "int8"
+            if name in _OFTEN_ALIKE and values.count(values[0]) == len(values):
+                scalars.append(values[0])
+                selected.append(f"%b::{kind}")
+                continue
+            arrays.append(_PackedBytes.of(values) if is_bytes else _PackedInts.of(values))
+            selected.append(f"u{len(arrays)}")
+            array_types.append(f"%b::{kind}[]")
+        names = ", ".join(f"u{number}" for number in range(1, len(arrays) + 1))
+        text = (
+            f"INSERT INTO {self.tables['t']} AS old ({', '.join(COLUMNS)})"
+            f" SELECT {', '.join(selected)} FROM unnest({', '.join(array_types)}) AS u({names})"
+        )
+        return text + _GUARDED, scalars + arrays
 
     def select(
         self, connection: Connection, columns: str, ids: Sequence[str]

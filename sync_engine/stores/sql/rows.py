@@ -24,8 +24,8 @@ __all__ = [
     "sorted_unique",
 ]
 
-Row = tuple[bytes, int, int, int, int, bytes, int, int, bytes | None, bytes]
-"""One row, in the order of `COLUMNS`."""
+Row = tuple[Any, int, int, int, int, Any, int, int, Any, bytes]
+"""One row, in the order of `COLUMNS`; id, state and trace parent are bytes, or str for SQLite."""
 
 COLUMNS = (
     "id",
@@ -78,7 +78,12 @@ def sorted_unique(changes: Sequence[Change]) -> list[Change]:
     return sorted(changes, key=_by_id)  # code points sort as their UTF-8 bytes do
 
 
-def rows_of(changes: Sequence[Change], known: Callable[[Sequence[Change]], set[str]]) -> list[Row]:
+def rows_of(
+    changes: Sequence[Change],
+    known: Callable[[Sequence[Change]], set[str]],
+    *,
+    text: bool = False,
+) -> list[Row]:
     """Return the rows that a batch writes, in the order given.
 
     Changes that the archive does not keep become tombstones of the rows they supersede.
@@ -86,6 +91,7 @@ def rows_of(changes: Sequence[Change], known: Callable[[Sequence[Change]], set[s
     Args:
         changes: Changes of distinct ids.
         known: Tells which of some changes have a row of an older version.
+        text: Whether labels are wanted as str.
     """
     passing = [change for change in changes if not change.routes & _L3]
     if passing:
@@ -105,10 +111,26 @@ def rows_of(changes: Sequence[Change], known: Callable[[Sequence[Change]], set[s
         if state is None:
             state = states[change.state] = change.state.encode()
         trace = change.trace_parent
-        head = (change.id.encode(), version, tombstone, change.content_type, change.routes, state)
+        id = change.id.encode()
+        kind, routes = change.content_type, change.routes
         trace_parent = trace.encode() if trace else None
-        checksum = row_checksum(*head, expires_at_ms, trace_parent, content)
-        append((*head, expires_at_ms, checksum, trace_parent, content))
+        checksum = row_checksum(
+            id, version, tombstone, kind, routes, state, expires_at_ms, trace_parent, content
+        )
+        numbers = (version, tombstone, kind, routes)
+        if text:
+            row: Row = (
+                change.id,
+                *numbers,
+                change.state,
+                expires_at_ms,
+                checksum,
+                trace or None,
+                content,
+            )
+        else:
+            row = (id, *numbers, state, expires_at_ms, checksum, trace_parent, content)
+        append(row)
     return rows
 
 

@@ -252,7 +252,11 @@ class SqlArchive:
         try:
             with self._dialect.writing() as (connection, info):
                 try:
-                    rows = rows_of(changes, lambda some: self._superseded(connection, some))
+                    rows = rows_of(
+                        changes,
+                        lambda some: self._superseded(connection, some),
+                        text=self._dialect.text_labels,
+                    )
                 except (struct.error, UnicodeError) as exc:
                     raise StoreRejected(STORE, "apply", "a value does not fit its column") from exc
                 if rows:
