@@ -69,7 +69,7 @@ def test_no_increment_is_lost_between_threads() -> None:
             histogram.observe(1.0)
 
     try:
-        threads = [threading.Thread(target=work) for _ in range(4)]  # noqa: TID251
+        threads = [threading.Thread(target=work) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:

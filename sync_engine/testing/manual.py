@@ -107,7 +107,7 @@ class ManualRuntime:
         self, clock: ManualClock | None = None, *, seed: int = 0, waits_run_jobs: bool = False
     ) -> None:
         self._clock = clock or ManualClock()
-        self._random = random.Random(seed)  # noqa: S311 - replayable on purpose
+        self._random = random.Random(seed)
         self._waits_run_jobs = waits_run_jobs
         self._jobs: dict[str, _Job] = {}
         self.woken: set[str] = set()

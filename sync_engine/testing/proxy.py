@@ -76,14 +76,14 @@ class FaultProxy:
 
     def __init__(self, host: str, port: int, *, seed: int = 0) -> None:
         self._target = (host, port)
-        self._random = random.Random(seed)  # noqa: S311 - replayable
+        self._random = random.Random(seed)
         self.connections = 0
         self.cuts = 0
         self.reset()
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(  # noqa: TID251 - a server of its own, joined by `close`
+        self._thread = threading.Thread(
             target=self._loop.run_forever, name="fault-proxy", daemon=True
         )
         self._thread.start()
@@ -136,10 +136,11 @@ class FaultProxy:
 
     async def _shut(self) -> None:
         self._server.close()
-        await self._drop()
+        await _settle()  # connections that were just accepted turn into tasks
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await _settle()  # aborted transports close their sockets
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -153,7 +154,7 @@ class FaultProxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             server_reader, server_writer = await asyncio.open_connection(*self._target)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             _abort(writer)
             return
         link = _Link(writer, server_writer)
@@ -242,6 +243,11 @@ class FaultProxy:
             await asyncio.sleep(len(data) / self.rate_bytes_s)
         writer.write(data)
         await writer.drain()
+
+
+async def _settle() -> None:
+    for _ in range(4):
+        await asyncio.sleep(0)
 
 
 def _abort(writer: asyncio.StreamWriter) -> None:

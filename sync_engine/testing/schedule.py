@@ -41,7 +41,7 @@ class Task:
         self.daemon = daemon
         self.done = False
         self.baton = threading.Semaphore(0)
-        self.thread: threading.Thread | None = None  # noqa: TID251 - a type
+        self.thread: threading.Thread | None = None
         self.condition: Callable[[], bool] | None = None
         self.until = math.inf
         self.why = ""
@@ -75,7 +75,7 @@ class Scheduler:
         switch_probability: float = 0.15,
         steps_max: int = 500_000,
     ) -> None:
-        self.random = random.Random(seed)  # noqa: S311 - replayable on purpose
+        self.random = random.Random(seed)
         self.now = 0.0
         self.steps = 0
         self._trace_paths = tuple(str(Path(path)) for path in trace)
@@ -113,7 +113,7 @@ class Scheduler:
     def spawn(self, name: str, work: Callable[[], object], *, daemon: bool = False) -> Task:
         """Add a thread, before or during a run; it waits for its turn."""
         task = Task(name, work, daemon=daemon)
-        task.thread = threading.Thread(  # noqa: TID251 - in lockstep, joined by `run`
+        task.thread = threading.Thread(
             target=self._run_task, args=(task,), name=f"sim:{name}", daemon=True
         )
         self._tasks.append(task)

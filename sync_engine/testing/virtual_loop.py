@@ -47,7 +47,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def __init__(self, seed: int | None = None) -> None:
         self._virtual = _Selector()
         super().__init__(self._virtual)
-        self._random = None if seed is None else random.Random(seed)  # noqa: S311 - replayable
+        self._random = None if seed is None else random.Random(seed)
 
     def time(self) -> float:
         """Return virtual seconds since the loop was made."""

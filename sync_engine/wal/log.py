@@ -17,13 +17,14 @@ from pathlib import Path
 from sync_engine.core import failpoints
 from sync_engine.core.item import Change
 from sync_engine.core.version import ENGINE_NUMBER_MAX, VersionClock, version_of_ms
-from sync_engine.errors import CorruptData, EngineFailed, StoreUnavailable
+from sync_engine.errors import EngineFailed, StoreUnavailable
 from sync_engine.ports import LogSlice, Overtaken, Runtime
-from sync_engine.wal import frame
 from sync_engine.wal.dead import DeadLetters
 from sync_engine.wal.file import LogFile
+from sync_engine.wal.frame_reader import FrameReader
 from sync_engine.wal.overlay import Overlay
 from sync_engine.wal.records import DeadLetter, LogListener, WalStats
+from sync_engine.wal.tail import Tail, cut, size_of
 
 __all__ = ["WriteAheadLog"]
 
@@ -31,6 +32,7 @@ _FRAME_ITEMS = 256
 _FRAME_BYTES = 1 << 20
 _VERSION_MARGIN = version_of_ms(5_000)
 _CHECKPOINT_BYTES = 16 << 20
+_TRIM_ITEMS = 512
 
 
 class WriteAheadLog:
@@ -63,14 +65,12 @@ class WriteAheadLog:
         self._lock = runtime.lock()
         self._write_lock = runtime.lock()
         self._sync_lock = runtime.lock()
-        self._read_lock = runtime.lock()
+        self._reader = FrameReader(self._file, runtime.lock())
         self.uuid = str(self._file.meta("uuid"))
         self._cursors = self._file.cursors()
         self._overlay_names: tuple[str, ...] = (archive,)
         self.overlay = Overlay()
         self.dead = DeadLetters(self._file, self._write_lock, self._lock, self.overlay, archive)
-        self._tail: list[Change | None] = []
-        self._tail_bytes = 0
         self._soft: set[int] = set()
         self._failed: dict[int, Exception] = {}
         self._fatal: EngineFailed | None = None
@@ -83,7 +83,8 @@ class WriteAheadLog:
         self._lost = max(0, noted - last)
         if self._lost:  # keep positions dense: what the disk lost is void from now on
             self._file.append(last + 1, [None] * self._lost)
-        self._base = self._head = self._written = self._synced = last + self._lost
+        self._head = self._written = self._synced = last + self._lost
+        self._tail = Tail(self._head)
         self._released = self._overlay_floor = floor
         version = int(self._file.meta("version_ceiling"))
         self.versions = VersionClock(
@@ -101,7 +102,7 @@ class WriteAheadLog:
         archived = self._cursors.get(self._archive, 0)
         after = self._overlay_floor
         while after < self._written:
-            part = self._read_file(after, _FRAME_ITEMS, _FRAME_BYTES)
+            part = self._reader.slice(after, _FRAME_ITEMS, _FRAME_BYTES)
             if not part.changes:
                 break
             for position, change in enumerate(part.changes, part.after + 1):
@@ -181,11 +182,10 @@ class WriteAheadLog:
                 )
                 for d in drafts
             ]
-            size = _size(changes)
-            self._tail += changes
-            self._tail_bytes += size
+            size = size_of(changes)
+            self._tail.extend(changes, size)
             self._pending_bytes += size
-            last = self._base + len(self._tail)
+            last = self._tail.last
             if not soft:
                 return last, changes
             first = last - len(changes) + 1
@@ -208,9 +208,9 @@ class WriteAheadLog:
         self.write()
 
     def _check_untouched(self, ids: set[str], after: int) -> None:
-        if after < self._base:
+        if after < self._tail.base:
             raise Overtaken
-        for change in self._tail[after - self._base :]:
+        for change in self._tail.between(after, self._tail.last):
             if change is not None and change.id in ids:
                 raise Overtaken
 
@@ -227,7 +227,7 @@ class WriteAheadLog:
     @property
     def appended(self) -> int:
         """The last position given out."""
-        return self._base + len(self._tail)
+        return self._tail.last
 
     def commit(self, position: int, count: int = 1) -> None:
         """Return once the `count` positions up to this one are in the file.
@@ -261,7 +261,7 @@ class WriteAheadLog:
         with self._lock:
             skipped = self._released if self._released > self._written else 0
             after = max(self._written, skipped)
-            changes = self._tail[after - self._base :]
+            changes: Sequence[Change | None] = self._tail.between(after, self._tail.last)
             ceiling = self.versions.last
         try:
             if skipped or ceiling + _VERSION_MARGIN // 2 > self._ceiling:
@@ -287,7 +287,7 @@ class WriteAheadLog:
         with self._lock:
             self._written = position
             if position > self._head:
-                shown = self._tail[self._head - self._base : position - self._base]
+                shown = self._tail.between(self._head, position)
                 self._head = position
                 if self._soft:
                     self._pass_soft()
@@ -301,13 +301,11 @@ class WriteAheadLog:
     def _take_back(self, exc: StoreUnavailable) -> None:
         """Void what was appended for callers who wait; what was acknowledged stays."""
         with self._lock:
-            last = self._base + len(self._tail)
+            last = self._tail.last
             for position in range(self._head + 1, last + 1):
-                change = self._tail[position - self._base - 1]
-                if position not in self._soft and change is not None:
+                change = None if position in self._soft else self._tail.void(position)
+                if change is not None:
                     self._failed[position] = exc
-                    self._tail[position - self._base - 1] = None
-                    self._tail_bytes -= change.size_bytes
                     self._pending_bytes -= change.size_bytes
             self._head = last
             self._soft.clear()
@@ -340,22 +338,14 @@ class WriteAheadLog:
         """Return the newest undelivered change of an id, or None. Reads the file if it must."""
         entry = self.overlay.get(change_id)
         while type(entry) is int:
-            change = self._read_one(entry)
+            change = self._reader.one(entry)
             if change is not None:
                 return change
             again = self.overlay.get(change_id)
             if again == entry:
-                raise CorruptData(str(self._file.path), f"position {entry} is missing")
+                raise self._reader.missing(entry, entry)
             entry = again
         return entry  # type: ignore[return-value]
-
-    def _read_one(self, position: int) -> Change | None:
-        with self._read_lock:
-            frames = self._file.frames(position - 1, 1)
-        for first, count, body in frames:
-            if first <= position < first + count:
-                return frame.unpack_one(first, count, body, position, str(self._file.path))
-        return None
 
     def head(self) -> int:
         """Return the last deliverable position."""
@@ -368,34 +358,15 @@ class WriteAheadLog:
             CorruptData: A stored record fails its check.
         """
         with self._lock:
-            if after >= self._base:
-                start = after - self._base
-                end = min(start + items_max, self._head - self._base)
-                changes = self._tail[start:end]
-                return LogSlice(after, _cut(changes, bytes_max))
-        return self._read_file(after, items_max, bytes_max)
-
-    def _read_file(self, after: int, items_max: int, bytes_max: int) -> LogSlice:
-        where = str(self._file.path)
-        changes: list[Change | None] = []
-        size = 0
-        with self._read_lock:
-            frames = self._file.frames(after, 1 + items_max // 64)
-        expected = after + 1
-        for first, count, body in frames:
-            if first > expected:
-                raise CorruptData(where, f"positions {expected} to {first - 1} are missing")
-            if size >= bytes_max or len(changes) >= items_max:
-                break
-            skip = expected - first
-            changes += frame.unpack(first, count, body, where)[skip:]
-            size += len(body)
-            expected = first + count
-        if not changes and expected <= self._written:
-            if self._base > after:  # the tail took over meanwhile, or the file lost its end
-                raise CorruptData(where, f"positions {expected} to {self._base} are missing")
-            return self.read(after, items_max, bytes_max)
-        return LogSlice(after, _cut(changes[:items_max], bytes_max))
+            if after >= self._tail.base:
+                upto = min(after + items_max, self._head)
+                return LogSlice(after, cut(self._tail.between(after, upto), bytes_max))
+        part = self._reader.slice(after, items_max, bytes_max)
+        if part.changes or after >= self._written:
+            return part
+        if self._tail.base > after:
+            raise self._reader.missing(after + 1, self._tail.base)
+        return self.read(after, items_max, bytes_max)  # the tail took over meanwhile
 
     def position_of(self, change: Change) -> int | None:
         """Return the position of a change held in memory or indexed in the file, else None."""
@@ -403,10 +374,7 @@ class WriteAheadLog:
         if type(entry) is int:
             return entry
         with self._lock:
-            for index in range(len(self._tail) - 1, -1, -1):
-                if self._tail[index] is change:
-                    return self._base + index + 1
-        return None
+            return self._tail.find(change)
 
     def cursor(self, name: str) -> int:
         """Return a follower's delivered position."""
@@ -443,7 +411,7 @@ class WriteAheadLog:
             part = self.read(after, min(4096, upto - after), 1 << 62)
             if not part.changes:
                 return
-            size = _size(part.changes)
+            size = size_of(part.changes)
             with self._lock:
                 self._pending_bytes -= size
             after = part.last
@@ -456,14 +424,14 @@ class WriteAheadLog:
                 after = self._overlay_floor
                 if floor <= after:
                     break
-                if after >= self._base:
-                    changes = self._tail[after - self._base : floor - self._base]
+                if after >= self._tail.base:
+                    changes = self._tail.between(after, floor)
                     self._listener.released(self.overlay.current(changes), in_memory=True)
                     self.overlay.drop(after + 1, changes)
                     self._unpin(changes)
                     self._overlay_floor = floor
                     break
-            part = self._read_file(after, min(4096, floor - after), 1 << 62)
+            part = self._reader.slice(after, min(4096, floor - after), 1 << 62)
             with self._lock:
                 if self._overlay_floor == after:
                     gone = [change for change in part.changes if change is not None]
@@ -483,12 +451,9 @@ class WriteAheadLog:
         with self._lock:
             self._released = max(self._released, min(self._cursors.values(), default=0))
             floor = min(self._released, self._overlay_floor)
-            count = floor - self._base
-            if count >= 512 or count == len(self._tail) > 0:
-                gone = self._tail[:count]
-                del self._tail[:count]
-                self._base += count
-                self._tail_bytes -= _size(gone)
+            count = floor - self._tail.base
+            if count >= _TRIM_ITEMS or 0 < count == self._tail.last - self._tail.base:
+                self._tail.drop(count)
 
     # -- housekeeping: the log's own job ----------------------------------------------------------
 
@@ -500,16 +465,13 @@ class WriteAheadLog:
 
     def spill(self) -> None:
         """Leave the bytes of the oldest changes to the file while memory is over its budget."""
-        while self._tail_bytes > self._memory_bytes_max:
+        while self._tail.size_bytes > self._memory_bytes_max:
             with self._lock:
-                count = min(4096, self._written - self._base)
+                first = self._tail.base + 1
+                count = min(4096, self._written - self._tail.base)
                 if count <= 0:
                     return
-                gone = self._tail[:count]
-                self.overlay.spill(self._base + 1, gone)
-                del self._tail[:count]
-                self._base += count
-                self._tail_bytes -= _size(gone)
+                self.overlay.spill(first, self._tail.drop(count))
 
     def tidy(self) -> bool:
         """Save cursors, drop released frames, checkpoint; return whether more is left to drop."""
@@ -587,8 +549,7 @@ class WriteAheadLog:
 
     def used_bytes(self) -> int:
         """Return the bytes in use in the file."""
-        with self._read_lock:
-            return self._file.used_bytes()
+        return self._reader.used_bytes()
 
     @property
     def failed(self) -> EngineFailed | None:
@@ -598,7 +559,7 @@ class WriteAheadLog:
     @property
     def pending_items(self) -> int:
         """Changes that the archive has not taken."""
-        return self._base + len(self._tail) - self._cursors.get(self._archive, 0)
+        return self._tail.last - self._cursors.get(self._archive, 0)
 
     @property
     def pending_bytes(self) -> int:
@@ -612,8 +573,7 @@ class WriteAheadLog:
 
     def stats(self) -> WalStats:
         """Return what the log holds."""
-        with self._read_lock:
-            file_bytes = self._file.used_bytes()
+        file_bytes = self._reader.used_bytes()
         with self._lock:
             return WalStats(
                 head=self._head,
@@ -622,7 +582,7 @@ class WriteAheadLog:
                 released=self._released,
                 pending_items=self.pending_items,
                 pending_bytes=self._pending_bytes,
-                memory_bytes=self._tail_bytes,
+                memory_bytes=self._tail.size_bytes,
                 file_bytes=file_bytes,
                 overlay_items=len(self.overlay),
                 dead_letters=len(self.dead),
@@ -646,22 +606,4 @@ class WriteAheadLog:
 
 def _frame_part(changes: Sequence[Change | None]) -> Sequence[Change | None]:
     """Return as many of the first changes as fit a frame, at least one."""
-    return _cut(changes[:_FRAME_ITEMS], _FRAME_BYTES)
-
-
-def _size(changes: Sequence[Change | None]) -> int:
-    """Return the bytes of changes, as `Change.size_bytes`; inlined, it is on every path."""
-    return sum([len(c.content or b"") + 128 for c in changes if c is not None])
-
-
-def _cut(changes: Sequence[Change | None], bytes_max: int) -> Sequence[Change | None]:
-    """Return the first changes of at most so many bytes together, at least one."""
-    if _size(changes) <= bytes_max:
-        return changes
-    size = 0
-    for count, change in enumerate(changes):
-        if change is not None:
-            size += change.size_bytes
-            if size > bytes_max and count:
-                return changes[:count]
-    return changes
+    return cut(changes[:_FRAME_ITEMS], _FRAME_BYTES)

@@ -85,7 +85,14 @@ class Parent:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", ["sqlite", pytest.param("mariadb", marks=pytest.mark.external), pytest.param("postgres", marks=pytest.mark.external)])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "sqlite",
+        pytest.param("mariadb", marks=pytest.mark.external),
+        pytest.param("postgres", marks=pytest.mark.external),
+    ],
+)
 def test_random_kills_lose_nothing_that_was_acknowledged(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -112,7 +119,9 @@ def test_random_kills_lose_nothing_that_was_acknowledged(
         parent.verify(engine)
         engine._house.l1.clear()  # type: ignore[union-attr]
         parent.verify(engine)
-    config = SyncEngineConfig(data_dir=tmp_path / "other", sql_url=sql_url or f"sqlite:///{data_dir}/archive.db")
+    config = SyncEngineConfig(
+        data_dir=tmp_path / "other", sql_url=sql_url or f"sqlite:///{data_dir}/archive.db"
+    )
     with SyncEngine(config) as engine:  # the archive alone
         parent.verify(engine)
     assert parent.acks > KILLS

@@ -32,7 +32,7 @@ def main() -> None:
         data_dir=data_dir,
         sql_url=sql_url or None,
         redis_url=redis_url or None,
-        redis_prefix=f"kill-{os.path.basename(data_dir)}",  # noqa: PTH119
+        redis_prefix=f"kill-{os.path.basename(data_dir)}",
         overlay_bytes_max=200_000,
     )
     rng = random.Random(int(seed))

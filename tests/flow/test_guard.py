@@ -221,7 +221,7 @@ def test_many_threads_meeting_a_half_open_circuit_send_one_probe(
             if len(refusals) == 7:
                 answered.set()
 
-    threads = [threading.Thread(target=call) for _ in range(8)]  # noqa: TID251
+    threads = [threading.Thread(target=call) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -301,7 +301,7 @@ def test_calls_run_side_by_side(guard: Guard) -> None:
     def call() -> None:
         answers.append(guard.call("get", met.wait, 30))
 
-    threads = [threading.Thread(target=call) for _ in range(4)]  # noqa: TID251
+    threads = [threading.Thread(target=call) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -22,7 +22,13 @@ from sync_engine.core.options import Durability, SubmitOptions
 from sync_engine.engine import SyncEngine
 from sync_engine.errors import CircuitOpen, Conflict, StoreUnavailable
 from sync_engine.house import Stores
-from sync_engine.testing import FlakyStore, ManualClock, ManualRuntime, MemoryArchive, MemoryCacheStore
+from sync_engine.testing import (
+    FlakyStore,
+    ManualClock,
+    ManualRuntime,
+    MemoryArchive,
+    MemoryCacheStore,
+)
 
 EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "2000"))
 IDS = st.sampled_from(["a", "a.b", "b", "ä"])
@@ -157,10 +163,11 @@ class EngineMachine(RuleBasedStateMachine):
             self._note(id, Durability.LOG)
 
     def _note(self, id: str, durability: Durability) -> None:
-        if durability is Durability.MEMORY:
+        log = self.a.engine._house.log  # type: ignore[union-attr]
+        if log.written >= log.appended:  # a commit takes everything before it along
+            self.soft.clear()
+        elif durability is Durability.MEMORY:
             self.soft.add(id)
-        else:
-            self.soft.clear()  # a commit takes everything before it along
 
     @rule(id=IDS)
     def get(self, id: str) -> None:

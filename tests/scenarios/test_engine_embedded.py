@@ -91,7 +91,9 @@ def test_s1_states_are_visible_and_items_come_back(tmp_path: Path) -> None:
         for n in range(10):
             engine.submit(SyncItem(f"uk.nhs.patient.{n}", b"%d" % n))
         assert engine.count_prefix("uk.nhs.") == 10
-        assert [item.content for item in engine.scan_prefix("uk.")] == [b"%d" % n for n in range(10)]
+        assert [item.content for item in engine.scan_prefix("uk.")] == [
+            b"%d" % n for n in range(10)
+        ]
 
     assert engine.state is EngineState.CLOSED
 
@@ -172,7 +174,9 @@ def test_newest_write_wins_and_is_read_at_once(engine: SyncEngine) -> None:
 
 
 @pytest.mark.parametrize("durability", list(Durability))
-def test_every_durability_acknowledges_and_archives(engine: SyncEngine, durability: Durability) -> None:
+def test_every_durability_acknowledges_and_archives(
+    engine: SyncEngine, durability: Durability
+) -> None:
     receipt = engine.submit("a", b"1", SubmitOptions(durability=durability))
 
     receipt.wait("archive", timeout=10)
@@ -218,11 +222,15 @@ def test_hostile_ids_are_kept_apart_and_listed_bytewise(engine: SyncEngine) -> N
     assert list(engine.ids()) == sorted(HOSTILE_IDS, key=lambda id: id.encode())
 
 
-@pytest.mark.parametrize("prefix", ["%", "_", "*", "[", "\\", "a%", "a_", "A", "a ", "ä", "\U0010ffff"])
+@pytest.mark.parametrize(
+    "prefix", ["%", "_", "*", "[", "\\", "a%", "a_", "A", "a ", "ä", "\U0010ffff"]
+)
 def test_s13_prefixes_are_literal(engine: SyncEngine, prefix: str) -> None:
     for id in HOSTILE_IDS:
         engine.submit(id, b"v")
-    expected = sorted((id for id in HOSTILE_IDS if id.startswith(prefix)), key=lambda id: id.encode())
+    expected = sorted(
+        (id for id in HOSTILE_IDS if id.startswith(prefix)), key=lambda id: id.encode()
+    )
 
     assert list(engine.ids(prefix)) == expected  # pending
     engine.flush()
@@ -280,7 +288,12 @@ def test_a_bad_item_in_a_batch_is_refused_alone(engine: SyncEngine) -> None:
     assert (result.total, result.accepted, list(result.errors)) == (3, 2, [1])
     with pytest.raises(InvalidItem):
         result.raise_for_errors()
-    assert [item and item.content for item in engine.get_many(["a", "c", "x", "a"])] == [b"1", b"3", None, b"1"]
+    assert [item and item.content for item in engine.get_many(["a", "c", "x", "a"])] == [
+        b"1",
+        b"3",
+        None,
+        b"1",
+    ]
 
 
 def test_compare_and_set(engine: SyncEngine) -> None:
@@ -311,7 +324,9 @@ def test_updates_of_many_threads_lose_nothing(engine: SyncEngine) -> None:
     assert engine.get("n").content == b"200"  # type: ignore[union-attr]
 
 
-def test_s11_delete_is_gone_everywhere_and_unknown_ids_are_told(start: Start, servers: Servers) -> None:
+def test_s11_delete_is_gone_everywhere_and_unknown_ids_are_told(
+    start: Start, servers: Servers
+) -> None:
     engine = start(servers.stores)
     engine.submit("a", b"1")
     engine.flush()
@@ -479,7 +494,9 @@ def test_s4_l2_down_hurts_nobody_and_converges(start: Start, servers: Servers) -
     assert len(servers.cache.get_many([f"i{n}" for n in range(50)])) == 50
 
 
-def test_s5_s6_l3_down_at_start_queues_and_drains_newest_wins(start: Start, servers: Servers) -> None:
+def test_s5_s6_l3_down_at_start_queues_and_drains_newest_wins(
+    start: Start, servers: Servers
+) -> None:
     servers.l3.down = True
     engine = start(servers.stores, **FAST)
     for n in range(30):
@@ -523,7 +540,8 @@ def test_one_poison_item_goes_to_the_dead_letters_and_its_neighbours_flow(
     servers.l3.reject = {"poison"}
     engine.pause("l3")
     receipts = {
-        id: engine.submit(id, b"v") for id in [*(f"n{i}" for i in range(20)), "poison", *(f"m{i}" for i in range(20))]
+        id: engine.submit(id, b"v")
+        for id in [*(f"n{i}" for i in range(20)), "poison", *(f"m{i}" for i in range(20))]
     }
     engine.resume("l3")
     assert engine.flush(10).dead_letters == 1
@@ -552,7 +570,9 @@ def test_s10_tiny_caches_are_bounded_and_never_wrong(start: Start, servers: Serv
     assert engine._house.l1.bytes <= 10_000  # type: ignore[union-attr]
 
 
-def test_s18_back_pressure_is_explicit_and_deletes_and_reads_go_on(start: Start, servers: Servers) -> None:
+def test_s18_back_pressure_is_explicit_and_deletes_and_reads_go_on(
+    start: Start, servers: Servers
+) -> None:
     servers.l3.down = True
     engine = start(servers.stores, pending_items_max=100, **FAST)
     with pytest.raises(Backpressure) as caught:
@@ -620,7 +640,10 @@ def test_detach_and_attach_while_running(start: Start, servers: Servers) -> None
 def test_orphans_of_dead_processes_are_adopted(start: Start, tmp_path: Path) -> None:
     servers = Servers()
     servers.l3.down = True
-    dead = SyncEngine(SyncEngineConfig(data_dir=tmp_path / "data", engine_name="dead", **FAST), stores=servers.stores).start()
+    dead = SyncEngine(
+        SyncEngineConfig(data_dir=tmp_path / "data", engine_name="dead", **FAST),
+        stores=servers.stores,
+    ).start()
     dead.submit("left", b"behind")
     house: Any = dead._house
     house.runtime.close(5)
@@ -635,7 +658,9 @@ def test_orphans_of_dead_processes_are_adopted(start: Start, tmp_path: Path) -> 
     assert sorted(p.name for p in (tmp_path / "data").glob("*.db")) == ["heir.log.db"]
 
 
-def test_the_filter_spares_the_archive_and_survives_a_restart(start: Start, servers: Servers) -> None:
+def test_the_filter_spares_the_archive_and_survives_a_restart(
+    start: Start, servers: Servers
+) -> None:
     engine = start(servers.stores)
     engine.submit("a", b"1")
     engine.flush()
@@ -652,7 +677,9 @@ def test_the_filter_spares_the_archive_and_survives_a_restart(start: Start, serv
     assert servers.l3.calls["get_many"] - asked <= 2
 
 
-def test_a_second_engine_on_the_archive_makes_the_first_say_maybe(start: Start, servers: Servers) -> None:
+def test_a_second_engine_on_the_archive_makes_the_first_say_maybe(
+    start: Start, servers: Servers
+) -> None:
     first = start(servers.stores, engine_name="first", lease_ttl_s=0.3)
     assert first.definitely_missing("b")
     theirs = Stores(servers.l2, servers.archive.client())
@@ -665,9 +692,20 @@ def test_a_second_engine_on_the_archive_makes_the_first_say_maybe(start: Start, 
 
 
 @pytest.mark.parametrize(
-    "point", ["writer.filtered", "log.append", "log.committed", "writer.committed", "log.save", "l3.delivered", "log.advance"]
+    "point",
+    [
+        "writer.filtered",
+        "log.append",
+        "log.committed",
+        "writer.committed",
+        "log.save",
+        "l3.delivered",
+        "log.advance",
+    ],
 )
-def test_a_failure_at_any_failpoint_loses_nothing_acknowledged(start: Start, servers: Servers, point: str) -> None:
+def test_a_failure_at_any_failpoint_loses_nothing_acknowledged(
+    start: Start, servers: Servers, point: str
+) -> None:
     engine = start(servers.stores, **FAST)
     engine.submit("before", b"1")
     hits = []

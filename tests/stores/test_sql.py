@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from sync_engine.stores.sql import SqlArchive
 from sync_engine.testing import ManualClock
 from sync_engine.testing.contracts.archive import ArchiveContract, MakeArchive, SoleWriterContract

@@ -37,7 +37,6 @@ _PURGE = (
     "DELETE FROM {t} WHERE id IN (SELECT id FROM {t} WHERE tombstone > 0 AND tombstone < ?"
     " ORDER BY tombstone LIMIT ?)"
 )
-_CHECKPOINT_PAGES = 4000  # 16 MiB: a checkpoint syncs twice
 _JOURNAL_BYTES_MAX = 64 << 20
 
 
@@ -107,7 +106,6 @@ class SqliteDialect(Dialect):
         self._prepare_common(connection)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
-        connection.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit={_JOURNAL_BYTES_MAX}")
 
     def _prepare_reader(self, connection: Connection, info: dict[Any, Any]) -> None:
