@@ -268,6 +268,8 @@ class House:
         if self.log.lag(L2) > self.config.l2_lag_items_max and not follower.paused:
             self._cut_l2()
         delay = follower.step()
+        if self.stores.l2 is not None and self.stores.l2.identity_changed():
+            self.metrics.counter("l2_replaced").inc()
         try:
             self.reader.deliver_fills()
         except StorageError as exc:

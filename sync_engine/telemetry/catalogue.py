@@ -16,6 +16,7 @@ MEANINGS: Mapping[str, str] = {
     "flushes": "Deliveries by tier and by the reason they left.",
     "flush_seconds": "Time of one delivery, retries excluded.",
     "delivered_items": "Changes delivered, by tier.",
+    "l2_replaced": "Times the server of L2 turned out to be another one.",
     "l2_cuts": "Times L2 fell too far behind and was started anew under another key epoch.",
 }
 """Name without namespace and suffix, and its meaning. A metric need not be listed to work."""

@@ -147,9 +147,13 @@ class FaultProxy:
         if self.refuse:
             _abort(writer)
             return
-        task = self._loop.create_task(self._serve(reader, writer))
+        self._start(self._serve(reader, writer))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -160,16 +164,15 @@ class FaultProxy:
         link = _Link(writer, server_writer)
         self._links.add(link)
         pumps = [
-            self._loop.create_task(self._pump(link, reader, server_writer, "up")),
-            self._loop.create_task(self._pump(link, server_reader, writer, "down")),
+            self._start(self._pump(link, reader, server_writer, "up")),
+            self._start(self._pump(link, server_reader, writer, "down")),
         ]
         try:
             with contextlib.suppress(OSError):
                 await asyncio.gather(*pumps)
-        finally:
+        finally:  # nothing is awaited here: a cancellation must not come in between
             for pump in pumps:
                 pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
             self._links.discard(link)
             _abort(link.client)
             _abort(link.server)
@@ -246,7 +249,8 @@ class FaultProxy:
 
 
 async def _settle() -> None:
-    for _ in range(4):
+    """Let asyncio finish what it has begun: accepting and closing take several turns each."""
+    for _ in range(20):
         await asyncio.sleep(0)
 
 

@@ -76,7 +76,7 @@ def test_a_missing_driver_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    "setting", [{"table": "T"}, {"table": "a b"}, {"table": "ｔ"}, {"timeout_s": 0},
+    "setting", [{"table": "T"}, {"table": "a b"}, {"table": "\uff54"}, {"timeout_s": 0},
                 {"pool_size": -1}, {"connect_timeout_s": float("nan")}],
 )  # fmt: skip
 def test_settings_are_checked_before_anything_connects(

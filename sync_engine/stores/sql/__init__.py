@@ -8,9 +8,10 @@ from sync_engine.errors import ConfigError
 from sync_engine.ports import Clock
 from sync_engine.stores.sql import schema
 from sync_engine.stores.sql.errors import translated
+from sync_engine.stores.sql.kinds import make_dialect
 from sync_engine.stores.sql.lease import NotAdmitted
 from sync_engine.stores.sql.schema import SCHEMA_VERSION
-from sync_engine.stores.sql.store import SqlArchive, make_dialect
+from sync_engine.stores.sql.store import SqlArchive
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import create_engine, event, inspect
+from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.pool import QueuePool
 
@@ -21,6 +21,10 @@ __all__ = ["IDS_PER_QUERY", "Connection", "Dialect", "Settings"]
 
 IDS_PER_QUERY = 500
 _RECYCLE_S = 3600
+_COLUMNS = (
+    "SELECT column_name, data_type FROM information_schema.columns"
+    " WHERE table_schema = {here} AND table_name = ?"
+)
 
 Connection = Any
 """A driver's connection, from the pool; drivers share no type."""
@@ -62,6 +66,7 @@ class Dialect(ABC):
     placeholder = "%s"
     key_placeholder = "%s"
     lock_clause = " FOR UPDATE"
+    current_schema = "current_schema()"
     text_labels = False  # whether rows are written with str for ids and labels
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
@@ -258,19 +263,17 @@ class Dialect(ABC):
         del connection
         return None
 
-    def columns(self, table: str) -> dict[str, str]:
+    def columns(self, connection: Connection, table: str) -> dict[str, str]:
         """Return the upper-case type of each column of a table; empty where there is no table."""
-        with self.engine.connect() as connection:
-            inspector: Any = inspect(connection)
-            if not inspector.has_table(table):
-                return {}
-            return {
-                column["name"]: type(column["type"]).__name__.upper()
-                for column in inspector.get_columns(table)
-            }
+        rows = self.query(connection, _COLUMNS.format(here=self.current_schema), (table,))
+        return {_text(name).lower(): _text(kind).upper() for name, kind in rows}
 
     @contextmanager
     def schema_lock(self, connection: Connection) -> Iterator[None]:
         """Keep others from creating or migrating the tables meanwhile."""
         del connection
         yield
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

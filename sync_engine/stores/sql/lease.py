@@ -52,7 +52,9 @@ _REGISTER = (
     "INSERT INTO {w} (writer, owner, admitted, generation, beat, ttl_ms)"
     " VALUES (?k, ?k, ?, 0, 0, ?)"
 )
-_READ_LEASE = "SELECT holder, epoch, beat, ttl_ms FROM {m} WHERE id = 1{lock}"
+# An update where a lock would do: databases of several primaries notice its conflicts at commit.
+_VISIT = "UPDATE {m} SET visits = visits + 1 WHERE id = 1"
+_READ_LEASE = "SELECT holder, epoch, beat, ttl_ms FROM {m} WHERE id = 1"
 _SET_LEASE = "UPDATE {m} SET holder = ?k, epoch = ?, beat = ?, ttl_ms = ? WHERE id = 1"
 _READ_WRITERS = "SELECT writer, owner, admitted, generation, beat, ttl_ms FROM {w} ORDER BY writer"
 _LOCK_WRITER = "SELECT generation, beat FROM {w} WHERE writer = ?k{lock}"
@@ -203,7 +205,7 @@ class Writers:
             self.epoch = 0
             with self._dialect.writing() as (connection, _):
                 self._notice_foreign(connection)
-                lease = self._read_lease(connection)
+                lease = self._lock_lease(connection)
                 if lease.holder == self._me:
                     self._set_lease(connection, replace(lease, holder=_NOBODY), changed=True)
                 self._remember(connection)
@@ -220,7 +222,7 @@ class Writers:
             self._admitted = False
             me, self._me = self._me, uuid.uuid4().hex.encode()
             with self._dialect.writing() as (connection, _):
-                self._read_lease(connection)  # locks it: no one decides meanwhile
+                self._lock_lease(connection)  # no one decides meanwhile
                 self._remove(connection, me, None)
 
     # -- one visit --------------------------------------------------------------------------------
@@ -238,7 +240,7 @@ class Writers:
             return outcome
 
     def _decide(self, connection: Connection, *, acquire: bool, steal: bool) -> _Outcome:
-        lease = self._read_lease(connection)
+        lease = self._lock_lease(connection)
         writers = self._read_writers(connection)
         now = self._clock.monotonic()  # after the reads: what they show is at least this old
         me, mine = self._me, writers.pop(self._me, None)
@@ -308,6 +310,11 @@ class Writers:
         return True
 
     # -- the tables -------------------------------------------------------------------------------
+
+    def _lock_lease(self, connection: Connection) -> _Lease:
+        """Read the lease, and keep every other visit waiting until this transaction ends."""
+        self._dialect.execute(connection, _VISIT)
+        return self._read_lease(connection)
 
     def _read_lease(self, connection: Connection) -> _Lease:
         ((holder, epoch, beat, ttl_ms),) = self._dialect.query(connection, _READ_LEASE)

@@ -50,6 +50,7 @@ class MysqlDialect(Dialect):
     kind = "mysql"
     quote = "`"
     begin = "START TRANSACTION"
+    current_schema = "DATABASE()"
 
     @property
     def driver(self) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from sync_engine.errors import ConfigError
 from sync_engine.stores.sql.dialect import Connection, Dialect
@@ -25,11 +26,11 @@ _TYPES = {
     ),
     "postgres": ("BYTEA", "BYTEA", "BIGINT", "SMALLINT", "BYTEA", "BYTEA"),
 }  # fmt: skip
-# Kind -> what SQLAlchemy's inspector calls columns that compare ids byte by byte
+# Kind -> what the database calls columns that compare ids byte by byte
 _BYTEWISE = {"sqlite": {"TEXT"}, "mysql": {"VARBINARY", "BINARY"}, "postgres": {"BYTEA"}}
 
 _META_COLUMNS = (
-    "id", "schema_version", "uuid", "retired", "holder", "epoch", "beat", "ttl_ms",
+    "id", "schema_version", "uuid", "retired", "holder", "epoch", "beat", "ttl_ms", "visits",
 )  # fmt: skip
 _WRITER_COLUMNS = ("writer", "owner", "admitted", "generation", "beat", "ttl_ms")
 
@@ -73,7 +74,7 @@ def _version_1(dialect: Dialect) -> list[str]:
         f"  schema_version {number} NOT NULL,\n  uuid {label} NOT NULL,\n"
         f"  retired {number} NOT NULL,\n  holder {label} NOT NULL,\n"
         f"  epoch {number} NOT NULL,\n  beat {number} NOT NULL,\n"
-        f"  ttl_ms {number} NOT NULL\n){suffix}",
+        f"  ttl_ms {number} NOT NULL,\n  visits {number} NOT NULL\n){suffix}",
         f"CREATE TABLE IF NOT EXISTS {names['w']} (\n  writer {label} NOT NULL PRIMARY KEY,\n"
         f"  owner {key} NOT NULL,\n  admitted {small} NOT NULL,\n"
         f"  generation {number} NOT NULL,\n  beat {number} NOT NULL,\n"
@@ -98,7 +99,7 @@ def _version_1(dialect: Dialect) -> list[str]:
 def _first_row(dialect: Dialect) -> str:
     """Return the statement that names the archive; the first one to run it wins."""
     row = f"1, {SCHEMA_VERSION}, {_label(dialect, str(uuid.uuid4()))}, 0, {_label(dialect, '')}"
-    into = f"INTO {dialect.tables['m']} ({', '.join(_META_COLUMNS)}) VALUES ({row}, 1, 0, 0)"
+    into = f"INTO {dialect.tables['m']} ({', '.join(_META_COLUMNS)}) VALUES ({row}, 1, 0, 0, 0)"
     if dialect.kind == "mysql":
         return f"INSERT IGNORE {into}"
     return f"INSERT {into} ON CONFLICT (id) DO NOTHING"
@@ -114,21 +115,21 @@ def ensure(dialect: Dialect, *, create: bool) -> None:
     Raises:
         ConfigError: They are of another version, of somebody else, or not there.
     """
-    found = _columns(dialect)
-    if not any(found.values()):
-        if not create:
-            raise ConfigError(
-                f"sql_url: table {dialect.settings.table} does not exist and create_schema is off:"
-                " run `sync-engine migrate`"
-            )
-        upgrade(dialect)
-        found = _columns(dialect)
-    elif not found["m"]:
-        raise _foreign(dialect)
-    elif _version(dialect, found) == 0 and create:  # creation was interrupted
-        upgrade(dialect)
-        found = _columns(dialect)
-    _check_version(_version(dialect, found))
+    with dialect.writing() as (connection, _):
+        found = _columns(dialect, connection)
+        version = _version(dialect, connection, found)
+    if version == 0 and not create:
+        raise ConfigError(
+            f"sql_url: table {dialect.settings.table} does not exist and create_schema is off:"
+            " run `sync-engine migrate`"
+        )
+    if version == 0 or not all(found.values()):  # none yet, or somebody is just making them
+        with _locked(dialect) as connection:
+            if _version(dialect, connection, _columns(dialect, connection)) == 0:
+                _run(dialect, connection, 0)
+            found = _columns(dialect, connection)
+            version = _version(dialect, connection, found)
+    _check_version(version)
     _check_columns(dialect, found)
 
 
@@ -138,31 +139,38 @@ def upgrade(dialect: Dialect) -> int:
     Raises:
         ConfigError: They belong to somebody else, or to a newer version of this software.
     """
-    found = _columns(dialect)
-    if any(found.values()) and not found["m"]:
-        raise _foreign(dialect)
-    with dialect.writing() as (connection, _), dialect.schema_lock(connection):
-        before = _read_version(dialect, connection) if found["m"] else 0
+    with _locked(dialect) as connection:
+        before = _version(dialect, connection, _columns(dialect, connection))
         if before > SCHEMA_VERSION:
             _check_version(before)
-        for statement in statements(dialect, before):
-            # Not through `Dialect.text`: the words are final, and hold no marks.
-            cursor = connection.cursor()
-            try:
-                cursor.execute(statement)
-            finally:
-                cursor.close()
+        if before < SCHEMA_VERSION:
+            _run(dialect, connection, before)
     return before
 
 
-def _version(dialect: Dialect, found: Mapping[str, Mapping[str, str]]) -> int:
+@contextmanager
+def _locked(dialect: Dialect) -> Iterator[Connection]:
+    with dialect.writing() as (connection, _), dialect.schema_lock(connection):
+        yield connection
+
+
+def _run(dialect: Dialect, connection: Connection, from_version: int) -> None:
+    for statement in statements(dialect, from_version):
+        cursor = connection.cursor()  # not through `Dialect.text`: these words are final
+        try:
+            cursor.execute(statement)
+        finally:
+            cursor.close()
+
+
+def _version(
+    dialect: Dialect, connection: Connection, found: Mapping[str, Mapping[str, str]]
+) -> int:
+    """Return the version of the tables; 0 where there are none, or not all of them yet."""
+    if not any(found.values()):
+        return 0
     if not {"id", "schema_version"} <= set(found["m"]):
         raise _foreign(dialect)
-    with dialect.reading() as connection:
-        return _read_version(dialect, connection)
-
-
-def _read_version(dialect: Dialect, connection: Connection) -> int:
     rows = dialect.query(connection, "SELECT schema_version FROM {m} WHERE id = 1")
     return int(rows[0][0]) if rows else 0
 
@@ -187,13 +195,16 @@ def _check_version(version: int) -> None:
     )
 
 
-def _columns(dialect: Dialect) -> dict[str, dict[str, str]]:
-    """Return the type of every column there is, by table; empty where there is no table."""
+def _columns(dialect: Dialect, connection: Connection) -> dict[str, dict[str, str]]:
+    """Return the type of every column there is, by table; empty where there is no table.
+
+    The item table is looked for first and made last: where it is seen, all are.
+    """
     table = dialect.settings.table
     return {
-        "t": dialect.columns(table),
-        "m": dialect.columns(f"{table}_meta"),
-        "w": dialect.columns(f"{table}_writers"),
+        "t": dialect.columns(connection, table),
+        "m": dialect.columns(connection, f"{table}_meta"),
+        "w": dialect.columns(connection, f"{table}_writers"),
     }
 
 

@@ -168,8 +168,7 @@ class SqliteDialect(Dialect):
         (version,) = connection.execute("PRAGMA data_version").fetchone()
         return self._opened, int(version)
 
-    def columns(self, table: str) -> dict[str, str]:
-        """Return the upper-case type of each column; SQLAlchemy's inspector needs text as str."""
-        with self._taken(self.engine) as fairy:
-            rows = fairy.dbapi_connection.execute(f"PRAGMA table_info('{table}')").fetchall()
+    def columns(self, connection: Connection, table: str) -> dict[str, str]:
+        """Return the upper-case type of each column; empty where there is no table."""
+        rows = connection.execute(f"PRAGMA table_info('{table}')").fetchall()
         return {row[1].decode(): row[2].decode().upper() for row in rows}

@@ -18,11 +18,10 @@ from sync_engine.errors import (
 )
 from sync_engine.ports import ArchiveInfo, Clock
 from sync_engine.stores.sql import schema
-from sync_engine.stores.sql.dialect import IDS_PER_QUERY, Connection, Dialect, Settings
+from sync_engine.stores.sql.dialect import IDS_PER_QUERY, Connection
 from sync_engine.stores.sql.errors import STORE, Verdict, classify, translated
+from sync_engine.stores.sql.kinds import make_dialect
 from sync_engine.stores.sql.lease import GENERATION, NotAdmitted, Writers
-from sync_engine.stores.sql.mysql import MysqlDialect
-from sync_engine.stores.sql.postgres import PostgresDialect
 from sync_engine.stores.sql.rows import (
     COLUMNS,
     KEY_COLUMNS,
@@ -32,53 +31,13 @@ from sync_engine.stores.sql.rows import (
     rows_of,
     sorted_unique,
 )
-from sync_engine.stores.sql.sqlite import SqliteDialect
-from sync_engine.stores.sql.url import parse_url
 from sync_engine.telemetry.redaction import redact_url
 
-__all__ = ["SqlArchive", "make_dialect"]
+__all__ = ["SqlArchive"]
 
-_DIALECTS: dict[str, type[Dialect]] = {
-    "sqlite": SqliteDialect,
-    "mysql": MysqlDialect,
-    "mariadb": MysqlDialect,
-    "postgresql": PostgresDialect,
-}
 _ALL = ", ".join(COLUMNS)
 _KEYS = ", ".join(KEY_COLUMNS)
 _COUNTERS = ("batches", "rows", "corrupt", "rejected", "unavailable", "fenced", "purged")
-
-
-def make_dialect(
-    url: str,
-    *,
-    clock: Clock,
-    table: str = "sync_items",
-    connect_timeout_s: float = 5.0,
-    timeout_s: float = 10.0,
-    pool_size: int = 4,
-) -> Dialect:
-    """Return the dialect that serves a URL; connects to nothing.
-
-    Raises:
-        ConfigError: A setting cannot be used, or the driver is not installed.
-    """
-    parsed = parse_url(url)
-    for name, value in (
-        ("connect_timeout_s", connect_timeout_s),
-        ("timeout_s", timeout_s),
-        ("pool_size", pool_size),
-    ):
-        if not 0 < value < 1e6:
-            raise ConfigError(f"{name}: must be positive, got {value!r}")
-    settings = Settings(
-        url=parsed,
-        table=schema.check_table_name(table),
-        connect_timeout_s=connect_timeout_s,
-        timeout_s=timeout_s,
-        pool_size=pool_size,
-    )
-    return _DIALECTS[parsed.get_backend_name()](settings, clock)
 
 
 class SqlArchive:

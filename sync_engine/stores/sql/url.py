@@ -77,10 +77,10 @@ def _check_authority(rest: str, shown: str) -> None:
 
 def _check_parts(url: URL, shown: str) -> None:
     if url.get_backend_name() == "sqlite":
-        if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
-            raise ConfigError(f"sql_url: the archive must be a file, as sqlite:///path: {shown!r}")
         if url.host:
             raise ConfigError(f"sql_url: use three slashes before a path, sqlite:///x: {shown!r}")
+        if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
+            raise ConfigError(f"sql_url: the archive must be a file, as sqlite:///path: {shown!r}")
         if url.query:
             raise ConfigError(f"sql_url: SQLite URLs take no options: {shown!r}")
         return
