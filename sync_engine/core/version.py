@@ -52,6 +52,13 @@ class VersionClock:
         self._last = version
         return version
 
+    def next_many(self, count: int) -> range:
+        """Return so many versions, growing, each larger than all issued and observed before."""
+        first = self.next()
+        versions = range(first, first + count * _STEP, _STEP)
+        self._last = versions[-1]
+        return versions
+
     def observe(self, version: int) -> None:
         """Move past a version that was read or replicated."""
         if self._last < version <= VERSION_MAX - (_STEP << 10):

@@ -189,10 +189,10 @@ class Writer:
         """
         if drafts[0].content is not None:  # deletes come by themselves, and are always taken
             self._admit(drafts, self._timeout_s if timeout_s is None else timeout_s)
-            add = self._filters.add
-            for draft in drafts:
-                if draft.routes & _L3:
-                    add(draft.id)
+            if len(drafts) > 1:
+                self._filters.add_many([draft.id for draft in drafts if draft.routes & _L3])
+            elif drafts[0].routes & _L3:
+                self._filters.add(drafts[0].id)
         if failpoints.armed:
             failpoints.hit("writer.filtered")
         soft = durability is Durability.MEMORY

@@ -168,11 +168,10 @@ class WriteAheadLog:
         with self._lock:
             if unless_after is not None:
                 self._check_untouched({draft.id for draft in drafts}, unless_after)
-            issue = self.versions.next
             changes = [
                 Change(
                     d.id,
-                    d.version or issue(),
+                    d.version or version,
                     d.content,
                     d.content_type,
                     d.state,
@@ -180,7 +179,7 @@ class WriteAheadLog:
                     d.routes,
                     d.trace_parent,
                 )
-                for d in drafts
+                for d, version in zip(drafts, self.versions.next_many(len(drafts)), strict=True)
             ]
             size = size_of(changes)
             self._tail.extend(changes, size)
@@ -216,9 +215,7 @@ class WriteAheadLog:
 
     def _show(self, changes: Sequence[Change]) -> None:
         """Make changes readable and wake who waits for them. State lock held."""
-        put = self.overlay.put
-        for change in changes:
-            put(change)
+        self.overlay.put_many(changes)
         self._listener.visible(changes)
         if self._head >= self._wake_at:
             self._wake_at = self._head + (1 << 62)

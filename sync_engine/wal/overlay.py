@@ -35,11 +35,15 @@ class Overlay:
         """Return all ids, in no order."""
         return [*self.entries, *self._pinned] if self._pinned else list(self.entries)
 
-    def put(self, change: Change) -> None:
-        """Take a change that became visible; an older one than the known is ignored."""
-        known = self.entries.get(change.id)
-        if known is None or type(known) is int or known.version < change.version:  # type: ignore[union-attr]
-            self.entries[change.id] = change
+    def put_many(self, changes: Iterable[Change]) -> None:
+        """Take changes that became visible; one older than the known of its id is ignored."""
+        entries = self.entries
+        for change in changes:
+            known = entries.setdefault(change.id, change)
+            if known is not change and (
+                type(known) is int or known.version < change.version  # type: ignore[union-attr]
+            ):
+                entries[change.id] = change
 
     def put_position(self, change_id: str, position: int) -> None:
         """Take a change that is only in the file; positions come in order."""

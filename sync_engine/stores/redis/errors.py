@@ -18,7 +18,10 @@ _DENIED = (
     redis_errors.NoPermissionError,
 )
 _HINTS = (
-    ("OutOfMemory", "Redis is full: raise maxmemory, or let it evict (maxmemory-policy allkeys-lru)"),
+    (
+        "OutOfMemory",
+        "Redis is full: raise maxmemory, or let it evict (maxmemory-policy allkeys-lru)",
+    ),
     ("MISCONF", "Redis cannot save to disk and refuses writes"),
     ("READONLY", "this server is a replica: point redis_url at the master, or use redis+sentinel"),
     ("LOADING", "Redis is still loading its data"),

@@ -107,7 +107,7 @@ class MysqlDialect(Dialect):
     def upsert(self, connection: Connection, info: dict[Any, Any], rows: Sequence[Row]) -> None:
         """Write rows in as few statements as the packet limit allows."""
         packet = info[_PACKET] - _MARGIN_BYTES
-        if self.driver == "mariadbconnector":
+        if self._has_bulk_protocol():
             self._upsert_bulk(connection, rows, packet)
             return
         head = f"INSERT INTO {self.tables['t']} ({','.join(COLUMNS)}) VALUES ".encode()
@@ -116,10 +116,22 @@ class MysqlDialect(Dialect):
         values = [_literal(row) for row in rows]
         cursor = connection.cursor()
         try:
-            for part in _parts(values, rows, min(room, _STATEMENT_BYTES_MAX), room):
-                cursor.execute(b"%b%b%b" % (head, b",".join(part), tail))
+            as_text = self.driver == "mariadbconnector"  # takes no bytes, so no binary literals
+            for part in _parts(values, None if as_text else rows, room):
+                statement = b"%b%b%b" % (head, b",".join(part), tail)
+                cursor.execute(statement.decode("ascii") if as_text else statement)
         finally:
             cursor.close()
+
+    def _has_bulk_protocol(self) -> bool:
+        """Tell whether ``executemany`` is one round trip: in the connector's 1.x, written in C.
+
+        Its 2.0 sends such a statement row by row.
+        """
+        if self.driver != "mariadbconnector":
+            return False
+        version: tuple[Any, ...] = getattr(self.engine.dialect.dbapi, "__version_info__", (2,))
+        return int(version[0]) == 1
 
     def _upsert_bulk(self, connection: Connection, rows: Sequence[Row], packet: int) -> None:
         marks = ",".join("?" * len(COLUMNS))
@@ -218,14 +230,19 @@ def _escaped(row: Row) -> bytes:
     return b"%b_binary'%b')" % (_literal(bare)[: -len(b"x'')")], body)
 
 
-def _parts(
-    values: Sequence[bytes], rows: Sequence[Row], wanted: int, room: int
-) -> Iterator[list[bytes]]:
-    """Split rows into statements of about `wanted` bytes; a row alone may take all the room."""
+def _parts(values: Sequence[bytes], rows: Sequence[Row] | None, room: int) -> Iterator[list[bytes]]:
+    """Split rows into statements of a good size; a row alone may take all the room.
+
+    Args:
+        values: The rows as hex literals.
+        rows: The rows themselves, for one that only fits otherwise; None where that is no way out.
+        room: Bytes that a statement may have.
+    """
+    wanted = min(room, _STATEMENT_BYTES_MAX)
     part: list[bytes] = []
     size = 0
-    for value, row in zip(values, rows, strict=True):
-        fitting = value if len(value) <= room else _escaped(row)
+    for index, value in enumerate(values):
+        fitting = value if len(value) <= room or rows is None else _escaped(rows[index])
         if len(fitting) > room:
             raise _too_large(room)
         if part and size + len(fitting) + 1 > wanted:

@@ -117,15 +117,16 @@ def ensure(dialect: Dialect, *, create: bool) -> None:
     """
     with dialect.writing() as (connection, _):
         found = _columns(dialect, connection)
-        version = _version(dialect, connection, found)
-    if version == 0 and not create:
-        raise ConfigError(
-            f"sql_url: table {dialect.settings.table} does not exist and create_schema is off:"
-            " run `sync-engine migrate`"
-        )
-    if version == 0 or not all(found.values()):  # none yet, or somebody is just making them
+        version = _version(dialect, connection, found) if all(found.values()) else 0
+    if version == 0:  # none yet, or somebody is just making them: only the lock tells
         with _locked(dialect) as connection:
-            if _version(dialect, connection, _columns(dialect, connection)) == 0:
+            version = _version(dialect, connection, _columns(dialect, connection))
+            if version == 0 and not create:
+                raise ConfigError(
+                    f"sql_url: table {dialect.settings.table} does not exist and create_schema is"
+                    " off: run `sync-engine migrate`"
+                )
+            if version == 0:
                 _run(dialect, connection, 0)
             found = _columns(dialect, connection)
             version = _version(dialect, connection, found)
@@ -196,10 +197,7 @@ def _check_version(version: int) -> None:
 
 
 def _columns(dialect: Dialect, connection: Connection) -> dict[str, dict[str, str]]:
-    """Return the type of every column there is, by table; empty where there is no table.
-
-    The item table is looked for first and made last: where it is seen, all are.
-    """
+    """Return the type of every column there is, by table; empty where there is no table."""
     table = dialect.settings.table
     return {
         "t": dialect.columns(connection, table),
