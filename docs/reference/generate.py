@@ -3,7 +3,6 @@
 Run it in an environment where sync_engine is installed: ``python docs/reference/generate.py``.
 """
 
-# ruff: noqa: INP001 - a script beside the pages it writes
 from __future__ import annotations
 
 import argparse
@@ -60,6 +59,33 @@ GROUPS: dict[str, tuple[str, list[str]]] = {
     ),
 }  # fmt: skip
 
+LOADING = """
+`SyncEngine.open(data_dir, ...)` loads them in this way. `SyncEngineConfig(...)` takes arguments
+alone, `from_env()` the environment, `from_toml(path)` one file.
+
+In TOML, a table may stand for the words before an underscore:
+
+```toml
+[sync_engine]
+data_dir = "/var/lib/app"
+log_bytes_max = "4GiB"
+
+[sync_engine.l3]
+batch_items_max = 5000
+timeout_s = "20s"
+```
+"""
+
+READING = """
+Read them as text (`render_text`), with Prometheus or with OpenTelemetry: see
+[Observe](../how-to/observe.md). Names in `_seconds` are seconds, those in `_bytes` bytes. A
+histogram's buckets double, from 1 µs for seconds.
+"""
+
+LIMITED = """
+A *limited* event is logged once, and then at most once a minute while it repeats, with a field
+`suppressed`.
+"""
 
 # -- docstrings -----------------------------------------------------------------------------------
 
@@ -89,8 +115,10 @@ def _section(name: str, body: str) -> str:
     if name == "Example":
         return f"```pycon\n{body.rstrip()}\n```"
     title = TITLES.get(name, name)
-    return f"*{title}*\n\n{_entries(body)}" if name in {"Args", "Attributes", "Raises"} else (
-        f"*{title}*: {_prose(body)}"
+    return (
+        f"*{title}*\n\n{_entries(body)}"
+        if name in {"Args", "Attributes", "Raises"}
+        else (f"*{title}*: {_prose(body)}")
     )
 
 
@@ -171,7 +199,11 @@ def api_page() -> str:
     groups = dict(GROUPS)
     if public - known:
         groups["More"] = ("", sorted(public - known))
-    out = ["# API", NOTE, "Everything here is exported from `sync_engine`. Errors: [Errors](errors.md)."]
+    out = [
+        "# API",
+        NOTE,
+        "Everything here is exported from `sync_engine`. Errors: [Errors](errors.md).",
+    ]
     for title, (prose, names) in groups.items():
         out += [f"## {title}", prose]
         out += [one for name in names if name in public for one in _thing(name)]
@@ -237,7 +269,8 @@ def config_page() -> str:
     """Return the page of settings."""
     rows = ["| setting | variable | takes | default | meaning |", "|---|---|---|---|---|"]
     rows += [
-        f"| `{one.name}` | `{one.env}` | {_cell(one.kind)} | `{one.default}` | {_cell(one.meaning)} |"
+        f"| `{one.name}` | `{one.env}` | {_cell(one.kind)} | `{one.default}`"
+        f" | {_cell(one.meaning)} |"
         for one in SETTINGS
     ]
     return _page(
@@ -246,12 +279,10 @@ def config_page() -> str:
             NOTE,
             markdown(SyncEngineConfig.__doc__).partition("*Raises*")[0],
             "Where settings come from: `SyncEngineConfig.load` "
-            + markdown(SyncEngineConfig.load.__doc__).partition("*Arguments*")[0].replace("Collect", "collects", 1),
-            "`SyncEngine.open(data_dir, ...)` loads them in this way. `SyncEngineConfig(...)` takes arguments alone, "
-            "`from_env()` the environment, `from_toml(path)` one file.",
-            "In TOML, a table may stand for the words before an underscore:",
-            '```toml\n[sync_engine]\ndata_dir = "/var/lib/app"\nlog_bytes_max = "4GiB"\n\n'
-            "[sync_engine.l3]\nbatch_items_max = 5000\ntimeout_s = \"20s\"\n```",
+            + markdown(SyncEngineConfig.load.__doc__)
+            .partition("*Arguments*")[0]
+            .replace("Collect", "collects", 1),
+            LOADING,
             "\n".join(rows),
         ]
     )
@@ -273,7 +304,8 @@ def errors_page() -> str:
 
 def _tree(thing: type, depth: int) -> Iterator[str]:
     yield f"{'  ' * depth}- [`{thing.__name__}`](#{thing.__name__.lower()})"
-    for below in sorted(thing.__subclasses__(), key=lambda one: one.__name__):
+    subclasses: list[type] = type.__subclasses__(thing)
+    for below in sorted(subclasses, key=lambda one: one.__name__):
         if below.__module__ == errors.__name__:
             yield from _tree(below, depth + 1)
 
@@ -285,7 +317,12 @@ class Meter(NamedTuple):
     labels: tuple[str, ...]
 
 
-_MAKERS = {"counter": "counter", "gauge": "gauge", "gauge_callback": "gauge", "histogram": "histogram"}
+_MAKERS = {
+    "counter": "counter",
+    "gauge": "gauge",
+    "gauge_callback": "gauge",
+    "histogram": "histogram",
+}
 _LEVELS = {"debug": "debug", "info": "info", "warning": "warning", "error": "error"}
 
 
@@ -333,7 +370,10 @@ def metrics_page() -> str:
         level = {**_LEVELS, "limited": "warning, limited"}.get(node.func.attr)  # type: ignore[attr-defined]
         if isinstance(owner, ast.Name) and owner.id == "_log" and level:
             name = node.args[0].value.split()[0]  # type: ignore[attr-defined]
-            fields = " ".join(word.arg for word in node.keywords if word.arg and word.arg != "exc_info")
+            fields = " ".join(
+                word.arg for word in node.keywords if word.arg and word.arg != "exc_info"
+            )
+            fields = fields or " ".join(re.findall(r"(\w+)=%", node.args[0].value))  # type: ignore[attr-defined]
             events.setdefault(f"{name}|{level}|sync_engine.{module}", set()).add(fields)
     lines = ["| event | level | logger | fields |", "|---|---|---|---|"]
     for key in sorted(events):
@@ -345,12 +385,10 @@ def metrics_page() -> str:
             "# Metrics and log lines",
             NOTE,
             "## Metrics",
-            "Read them as text (`render_text`), with Prometheus or with OpenTelemetry: see "
-            "[Observe](../how-to/observe.md). Names in `_seconds` are seconds, those in `_bytes` bytes. "
-            "A histogram's buckets double, from 1 µs for seconds.",
+            READING,
             "\n".join(rows),
             "## Log lines",
-            "A *limited* event is logged once, and then at most once a minute while it repeats, with a field `suppressed`.",
+            LIMITED,
             "\n".join(lines),
         ]
     )
@@ -381,7 +419,11 @@ def _fixed(formatter: Any) -> Callable[..., Any]:
 def ddl_block() -> str:
     """Return the statements that make the archive's tables, for each kind of database."""
     out = []
-    for title, kind in (("SQLite", "sqlite"), ("MySQL and MariaDB", "mysql"), ("PostgreSQL", "postgresql")):
+    for title, kind in (
+        ("SQLite", "sqlite"),
+        ("MySQL and MariaDB", "mysql"),
+        ("PostgreSQL", "postgresql"),
+    ):
         text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "<uuid>", migration_sql(kind))
         out += [f"## {title}", _code([text.rstrip()], "sql")]
     return "\n\n".join(out)

@@ -9,7 +9,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
-    [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *ROOT.glob("docs/**/*.md")]
+    [
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+        *ROOT.glob("docs/**/*.md"),
+    ]
 )
 
 _FENCE = re.compile(r"^(`{3,})(\w*)[^\n]*\n(.*?)^\1\s*$", re.MULTILINE | re.DOTALL)
@@ -39,7 +42,11 @@ def blocks(page: Path, *languages: str) -> Iterator[Block]:
 
 def prose(page: Path) -> str:
     """Return the page without its fenced blocks and inline code."""
-    return re.sub(r"`[^`\n]*`", lambda code: code[0].replace("](", "] ("), _FENCE.sub("", page.read_text("utf-8")))
+    return re.sub(
+        r"`[^`\n]*`",
+        lambda code: code[0].replace("](", "] ("),
+        _FENCE.sub("", page.read_text("utf-8")),
+    )
 
 
 def links(page: Path) -> list[str]:
@@ -61,7 +68,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def script(page: Path) -> str:
-    """Return the Python blocks of a page as one program whose line numbers are those of the page."""
+    """Return the Python blocks of a page as one program, with the line numbers of the page."""
     lines: list[str] = []
     for block in blocks(page, "python"):
         lines += [""] * (block.line - 1 - len(lines))

@@ -20,7 +20,8 @@ path = sys.argv[1]
 names = runpy.run_path(path, run_name="__page__")
 if any(name.startswith(("test_", "Test")) for name in names):
     import pytest
-    sys.exit(pytest.main([path, "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "-c", sys.argv[2]]))
+    options = ["-q", "--import-mode=importlib", "-p", "no:cacheprovider", "-c", sys.argv[2]]
+    sys.exit(pytest.main([path, *options]))
 """
 
 REDIS = "redis://localhost:6379/0"
@@ -40,7 +41,9 @@ def run(page: Path, tmp_path: Path, replaced: dict[str, str]) -> None:
     path.write_text(program, "utf-8")
     ini = tmp_path / "pytest.ini"
     ini.write_text("[pytest]\nasyncio_default_fixture_loop_scope = function\n", "utf-8")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SYNC_ENGINE_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("SYNC_ENGINE_")
+    }
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", RUNNER, str(path), str(ini)],
         cwd=tmp_path,
