@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,7 +175,7 @@ class House:
             self.l3,
             self.filters,
             runtime,
-            owner=self.log.uuid,
+            owner=self._owner_name(),
             lease_ttl_s=config.lease_ttl_s,
             retention_s=config.tombstone_retention_s,
             pending_ids=self.log.overlay.ids,
@@ -216,6 +218,11 @@ class House:
         self._flush_seconds = {
             name: self.metrics.histogram("flush_seconds", tier=name) for name in self.followers
         }
+
+    def _owner_name(self) -> str:
+        """Return a name that at most one live process bears: log, host and path."""
+        place = f"{self.log.uuid} {platform.node()} {self.path.resolve()}"
+        return hashlib.blake2b(place.encode(), digest_size=16).hexdigest()
 
     def _guard(self, name: str) -> Guard:
         config = self.config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -21,6 +22,12 @@ __all__ = ["SystemClock", "SystemRuntime"]
 _log = logging.getLogger("sync_engine.runtime")
 _REPORT_EVERY_S = 10.0
 _CALLERS_MAX = 8
+# A lease must not outlive a suspended machine's sleep: CLOCK_MONOTONIC stands still meanwhile.
+_seconds: Callable[[], float] = (
+    functools.partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+    if hasattr(time, "CLOCK_BOOTTIME")
+    else time.monotonic
+)
 
 
 class SystemClock:
@@ -39,8 +46,8 @@ class SystemClock:
         return time.time_ns() // 1_000_000
 
     def monotonic(self) -> float:
-        """Return seconds that never go back."""
-        return time.monotonic()
+        """Return seconds that never go back, and go on while the machine is suspended."""
+        return _seconds()
 
     def sleep(self, seconds: float) -> None:
         """Block for some seconds, or until `end_sleeps`; infinity waits for that alone."""

@@ -13,7 +13,7 @@ from xxhash import xxh3_64_intdigest
 from sync_engine.core.item import Change
 from sync_engine.errors import CorruptData
 
-__all__ = ["change_checksum", "decode", "encode"]
+__all__ = ["decode", "encode"]
 
 _FORMAT = b"\x01"
 _encode_body = msgspec.msgpack.Encoder().encode
@@ -41,10 +41,3 @@ def decode(record: bytes, seed: int = 0, *, where: str = "record") -> Change:
         return _decode_body(body[1:])
     except msgspec.DecodeError as exc:
         raise CorruptData(where, f"not a change: {exc}") from exc
-
-
-def change_checksum(change: Change) -> int:
-    """Return a signed 64-bit XXH3 over id, version and content, for stores with columns."""
-    seed = xxh3_64_intdigest(change.id.encode(), change.version)
-    digest = xxh3_64_intdigest(change.content or b"", seed)
-    return digest - (1 << 64) if digest >> 63 else digest

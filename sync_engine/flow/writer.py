@@ -16,6 +16,7 @@ from sync_engine.ports import Runtime, WritableLog
 __all__ = ["Receipt", "Writer"]
 
 _ARCHIVE = "l3"
+_TRACE_BYTES_MAX = 128
 _L3 = int(Route.L3)  # a plain number: flags are slow on hot paths
 
 
@@ -99,6 +100,10 @@ class Writer:
         check_id(change.id)
         if change.state is not DEFAULT_STATE:
             check_state(change.state)
+        if change.trace_parent and not (
+            change.trace_parent.isascii() and len(change.trace_parent) <= _TRACE_BYTES_MAX
+        ):
+            raise InvalidItem(f"trace_parent must be ASCII of at most {_TRACE_BYTES_MAX} bytes")
         content = change.content
         if content is not None:
             if type(content) is not bytes:

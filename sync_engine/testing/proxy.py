@@ -87,8 +87,10 @@ class FaultProxy:
             target=self._loop.run_forever, name="fault-proxy", daemon=True
         )
         self._thread.start()
-        self._server = self._do(self._listen())
-        self.port: int = self._server.sockets[0].getsockname()[1]
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setblocking(False)
+        self.port: int = self._listener.getsockname()[1]
+        self._do(self._open())
 
     def reset(self) -> None:
         """Turn every fault off."""
@@ -126,8 +128,18 @@ class FaultProxy:
     def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
-    async def _listen(self) -> asyncio.Server:
-        return await asyncio.start_server(self._accept, "127.0.0.1", 0)
+    async def _open(self) -> None:
+        self._start(self._listen())
+
+    async def _listen(self) -> None:
+        while True:
+            client, _ = await self._loop.sock_accept(self._listener)
+            self.connections += 1
+            if self.refuse:
+                _reset(client)
+                client.close()
+            else:
+                self._start(self._serve(client))
 
     async def _drop(self) -> None:
         for link in list(self._links):
@@ -135,19 +147,12 @@ class FaultProxy:
             _abort(link.server)
 
     async def _shut(self) -> None:
-        self._server.close()
-        await _settle()  # connections that were just accepted turn into tasks
+        self._listener.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await _settle()  # aborted transports close their sockets
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        if self.refuse:
-            _abort(writer)
-            return
-        self._start(self._serve(reader, writer))
+        for _ in range(3):  # aborted transports close their sockets a turn later
+            await asyncio.sleep(0)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
@@ -155,7 +160,8 @@ class FaultProxy:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, client: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=client)
         try:
             server_reader, server_writer = await asyncio.open_connection(*self._target)
         except (OSError, asyncio.CancelledError):
@@ -248,16 +254,15 @@ class FaultProxy:
         await writer.drain()
 
 
-async def _settle() -> None:
-    """Let asyncio finish what it has begun: accepting and closing take several turns each."""
-    for _ in range(20):
-        await asyncio.sleep(0)
-
-
 def _abort(writer: asyncio.StreamWriter) -> None:
     """End a connection by RST, not by FIN."""
     sock = writer.get_extra_info("socket")
     if sock is not None:
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        _reset(sock)
     writer.transport.abort()
+
+
+def _reset(sock: socket.socket) -> None:
+    """Make the coming close a RST."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

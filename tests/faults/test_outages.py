@@ -165,7 +165,10 @@ def test_sql_hung_under_load_and_back(start: Callable[[str], SyncEngine], sql: A
 
 @pytest.mark.parametrize("hurt", ["kill", "flush", "pause"])
 def test_redis_killed_emptied_or_hung_under_load(
-    start: Callable[[str], SyncEngine], archive_url: Callable[[str], str], redis_server: Any, hurt: str
+    start: Callable[[str], SyncEngine],
+    archive_url: Callable[[str], str],
+    redis_server: Any,
+    hurt: str,
 ) -> None:
     engine = start(archive_url("sqlite"))
     with Load(engine) as load:

@@ -34,7 +34,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sync_engine.errors import StoreUnavailable
+from sync_engine.errors import StoreBusy
 from sync_engine.ports import Clock
 from sync_engine.stores.sql.dialect import Connection, Dialect
 from sync_engine.stores.sql.errors import STORE
@@ -63,13 +63,10 @@ _RETIRE = "UPDATE {m} SET retired = retired + ? WHERE id = 1"
 _NOBODY = b""
 
 
-class NotAdmitted(StoreUnavailable):
+class NotAdmitted(StoreBusy):
     """Another engine may still rely on being the only writer: wait for its lease to end.
 
-    The server itself is well; a circuit breaker should not count this.
-
-    Attributes:
-        retry_after_s: Seconds after which the lease has certainly ended.
+    `retry_after_s` is when the lease has certainly ended.
     """
 
     def __init__(self, operation: str, retry_after_s: float) -> None:
@@ -78,8 +75,8 @@ class NotAdmitted(StoreUnavailable):
             operation,
             "another engine holds the sole-writer lease; it gives way at its next renewal,"
             f" or is passed over in {retry_after_s:.1f} s",
+            retry_after_s,
         )
-        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True, slots=True)
