@@ -1,19 +1,21 @@
 """Fixtures that every test may ask for.
 
 Servers (tests that use them are marked ``external``; a server that is not installed skips the test,
-or fails it where REQUIRE_SERVERS=1). Each is private to the test process, started at its
-first use, and handed to each test running and (Redis) empty, whatever the test before did to it:
+or fails it where SYNC_ENGINE_REQUIRE_SERVERS=1). Each is private to the test process, started at
+its first use, and handed to each test running and (Redis) empty, whatever the test before did:
 
-- ``redis_server``     `RedisServer`: ``url``, ``client()``, ``execute("GET", k)``, ``config(maxmemory="2mb")``,
-  ``flush()``, ``kill()`` (-9), ``stop()``, ``start()``, ``restart()``, ``pause()`` (SIGSTOP), ``resume()``
+- ``redis_server``     `RedisServer`: ``url``, ``client()``, ``execute("GET", k)``,
+  ``config(maxmemory="2mb")``, ``flush()``, ``kill()`` (-9), ``stop()``, ``start()``, ``restart()``,
+  ``pause()`` (SIGSTOP), ``resume()``
 - ``redis_url``        its URL
-- ``redis_cluster``    `RedisCluster`: ``url`` (redis+cluster://), ``nodes`` (three `RedisServer`), ``flush()``
+- ``redis_cluster``    `RedisCluster`: ``url`` (redis+cluster://), ``nodes`` (three `RedisServer`),
+  ``flush()``
 - ``mariadb_server``, ``postgres_server``  as above, with ``execute(sql)`` as administrator,
   ``create_database()``, ``database_url(name)``, ``drop_database(name)``
 - ``sqlite_url``, ``mariadb_url``, ``postgres_url``  URL of a fresh, empty database
-- ``archive_url``      function: kind ("sqlite", "mariadb", "postgres") → URL of a fresh, empty database
+- ``archive_url``      function: "sqlite", "mariadb" or "postgres" to URL of a fresh, empty database
 - ``any_sql_url``      parametrised over the three kinds
-- ``fault_proxy``      function: (host, port) → `sync_engine.testing.FaultProxy`, closed at the end
+- ``fault_proxy``      function: (host, port) to `sync_engine.testing.FaultProxy`, closed at the end
 - ``clock``, ``runtime``  a `ManualClock`, and a `ManualRuntime` on it
 
 Helper classes are importable in tests as ``from support.servers import RedisServer``.
@@ -120,8 +122,7 @@ def archive_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Call
 
     yield make
     for server, database in made:
-        if made:
-            server.heal()
+        server.heal()
         server.drop_database(database)
 
 

@@ -159,7 +159,7 @@ def test_waking_nobody_is_fine(runtime: SystemRuntime) -> None:
 
 def test_one_slow_job_holds_up_no_other(runtime: SystemRuntime) -> None:
     go = threading.Event()
-    runtime.add_job("slow", lambda: math.inf if go.wait(WAIT_S) else math.inf)
+    runtime.add_job("slow", lambda: math.inf * go.wait(WAIT_S))
     quick = Counted(0.0)
     runtime.add_job("quick", quick)
     assert quick.reaches(10)

@@ -240,7 +240,10 @@ class _ItemCheck:
         self.scope = scope
         self.violations: list[Violation] = []
         writes = [call for call in calls if call.action is not Action.GET]
-        self.reads = [c for c in calls if c.action is Action.GET and c.outcome is Outcome.OK]
+        self.reads = sorted(
+            (c for c in calls if c.action is Action.GET and c.outcome is Outcome.OK),
+            key=lambda read: read.returned,
+        )
         self.acked = [call for call in writes if call.outcome is Outcome.OK]
         self.by_version: dict[int, Entry] = {}
         for write in writes:
@@ -294,6 +297,9 @@ class _ItemCheck:
             self.blame("future", version, "read before its write began")
 
     def check_reads(self) -> None:
+        for read in self.reads:
+            if read.version:
+                self.check_origin(read.version, read.returned)
         for sites in self.groups():
             acked = _Peak(
                 (write.returned, write.version)
@@ -305,8 +311,6 @@ class _ItemCheck:
             finite = ((read.returned, int(v)) for read, v in found if not math.isinf(v))
             before = _Peak(finite)
             for read, version in found:
-                if read.version:
-                    self.check_origin(read.version, read.returned)
                 if version < (newest := acked.before(read.invoked)):
                     self.blame(self.kind_of(newest, "stale"), read.version, self.should(newest))
                 elif version < (newest := before.before(read.invoked)):

@@ -90,7 +90,7 @@ class FaultProxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
-        self._do(self._open())
+        self._do(self._listen())
 
     def reset(self) -> None:
         """Turn every fault off."""
@@ -128,18 +128,22 @@ class FaultProxy:
     def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
-    async def _open(self) -> None:
-        self._start(self._listen())
-
     async def _listen(self) -> None:
-        while True:
-            client, _ = await self._loop.sock_accept(self._listener)
-            self.connections += 1
-            if self.refuse:
-                _reset(client)
-                client.close()
-            else:
-                self._start(self._serve(client))
+        self._loop.add_reader(self._listener, self._accept)
+
+    def _accept(self) -> None:
+        try:
+            client, _ = self._listener.accept()
+        except OSError:  # it is gone already
+            return
+        self.connections += 1
+        client.setblocking(False)
+        if self.refuse:
+            _reset(client)
+            client.close()
+            return
+        task = self._start(self._serve(client))
+        task.add_done_callback(lambda _: client.close())  # where it was cancelled at once
 
     async def _drop(self) -> None:
         for link in list(self._links):
@@ -147,6 +151,7 @@ class FaultProxy:
             _abort(link.server)
 
     async def _shut(self) -> None:
+        self._loop.remove_reader(self._listener)
         self._listener.close()
         for task in list(self._tasks):
             task.cancel()

@@ -1,4 +1,4 @@
-"""Server processes that a test run owns: started on free ports, hurt on demand, never left behind."""
+"""Server processes that a test run owns: hurt on demand, never left behind."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class Server(ABC):
                     cwd="/",
                     user=None if guard else self.user,
                     start_new_session=True,
-                )  # fmt: skip
+                )
             ).result()
         self._wait_until(self._answers, "start")
 
@@ -196,7 +196,7 @@ class Server(ABC):
         self.start()
 
     def pause(self) -> None:
-        """Freeze (SIGSTOP): connections stay open, new ones are accepted by the kernel, no answers."""
+        """Freeze (SIGSTOP): connections stay, the kernel accepts new ones, nobody answers."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:

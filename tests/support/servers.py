@@ -91,7 +91,7 @@ class RedisCluster:
                     str(free_port()),
                     "--cluster-node-timeout",
                     "2000",
-                )  # fmt: skip
+                )
             )
         self._formed = False
 
