@@ -30,7 +30,7 @@ def opened(directory: Path, **settings: Any) -> Iterator[SyncEngine]:
 
 
 def _house(engine: SyncEngine) -> Any:
-    return engine._house
+    return engine._house  # noqa: SLF001 - looks inside, to wait and to forget
 
 
 def settle(engine: SyncEngine, timeout_s: float = 10.0) -> None:

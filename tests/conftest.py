@@ -1,7 +1,7 @@
 """Fixtures that every test may ask for.
 
 Servers (tests that use them are marked ``external``; a server that is not installed skips the test,
-or fails it where SYNC_ENGINE_REQUIRE_SERVERS=1). Each is private to the test process, started at
+or fails it where REQUIRE_SERVERS=1). Each is private to the test process, started at
 its first use, and handed to each test running and (Redis) empty, whatever the test before did:
 
 - ``redis_server``     `RedisServer`: ``url``, ``client()``, ``execute("GET", k)``,

@@ -3,6 +3,7 @@
 Run it in an environment where sync_engine is installed: ``python docs/reference/generate.py``.
 """
 
+# ruff: noqa: SLF001 - argparse does not tell its commands otherwise
 from __future__ import annotations
 
 import argparse
@@ -395,25 +396,57 @@ def metrics_page() -> str:
 
 
 def cli_page() -> str:
-    """Return the page of the command line, from its own help."""
+    """Return the page of the command line."""
     from sync_engine.cli import make_parser
 
     parser = make_parser()
-    out = ["# Command line", NOTE, _prose(parser.description or ""), _code([_help(parser)], "text")]
-    for action in parser._actions:  # noqa: SLF001 - argparse has no other way to list commands
-        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
-            for name, command in action.choices.items():
-                out += [f"## {parser.prog} {name}", _code([_help(command)], "text")]
-    return _page(out)
+    common = {action.dest for action in parser._actions}
+    out = ["# Command line", NOTE, *_help_text(parser.description), *_help_text(parser.epilog)]
+    out += ["Every command has `--help`, and takes these options:", _arguments(parser, set())]
+    return _page([*out, *_commands(parser, common, 2)])
 
 
-def _help(parser: argparse.ArgumentParser) -> str:
-    parser.formatter_class = _fixed(parser.formatter_class)
-    return parser.format_help().rstrip()
+def _commands(parser: argparse.ArgumentParser, common: set[str], depth: int) -> Iterator[str]:
+    for action in parser._actions:  # argparse has no other way to list commands
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield f"{'#' * depth} {command.prog}"
+                yield from _help_text(command.description)
+                yield _arguments(command, common)
+                yield from _help_text(command.epilog)
+                yield from _commands(command, common, depth + 1)
 
 
-def _fixed(formatter: Any) -> Callable[..., Any]:
-    return lambda prog: formatter(prog, width=96)
+def _help_text(text: str | None) -> Iterator[str]:
+    for block in re.split(r"\n\s*\n", (text or "").strip()):
+        head, _, rest = block.partition("\n")
+        if head.startswith("example"):
+            yield _code([textwrap.dedent(rest)], "bash")
+        elif head.endswith(":") and rest.startswith(" "):
+            yield f"{head[:1].upper()}{head[1:]}"
+            yield _code([textwrap.dedent(rest)])
+        else:
+            yield _prose(block)
+
+
+def _arguments(parser: argparse.ArgumentParser, common: set[str]) -> str:
+    rows = []
+    for action in parser._actions:
+        commands = isinstance(action, argparse._HelpAction | argparse._SubParsersAction)
+        if commands or action.dest in common:
+            continue
+        takes = "" if action.nargs == 0 else str(action.metavar or action.dest.upper())
+        if action.choices is not None:
+            takes = " | ".join(map(str, action.choices))
+        shown = ", ".join(action.option_strings) or takes
+        default = action.default
+        plain = default in (None, (), argparse.SUPPRESS) or action.nargs == 0
+        rows.append(
+            f"| `{_cell(shown)}` | {_cell(takes) if action.option_strings else ''}"
+            f" | {'' if plain else f'`{default}`'} | {_cell(_prose(action.help or ''))} |"
+        )
+    head = ["| argument | takes | default | meaning |", "|---|---|---|---|"]
+    return "\n".join([*head, *rows]) if rows else ""
 
 
 def ddl_block() -> str:

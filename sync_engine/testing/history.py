@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import math
 import threading
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
@@ -135,7 +135,8 @@ class History:
     """Collects entries from any number of threads.
 
     Args:
-        now: The clock, in seconds; None counts calls instead, which is enough for one process.
+        now: The clock, in seconds; None counts calls instead: exact, and enough for one process.
+            What a clock gives the same time is taken as simultaneous, which hides faults.
     """
 
     def __init__(self, now: Callable[[], float] | None = None) -> None:
@@ -228,7 +229,8 @@ class _Peak:
         self._peaks = list(itertools.accumulate((version for _, version in ordered), max))
 
     def before(self, moment: float, *, including: bool = False) -> int:
-        place = bisect_left(self._times, math.nextafter(moment, math.inf) if including else moment)
+        find = bisect_right if including else bisect_left
+        place = find(self._times, moment)
         return self._peaks[place - 1] if place else 0
 
 
@@ -278,7 +280,7 @@ class _ItemCheck:
         """Return the version that a read stands for; absent is the newest possible delete."""
         if version:
             return version
-        if bisect_left(self.nameless_deletes_at, returned):
+        if bisect_right(self.nameless_deletes_at, returned):
             return math.inf
         return self.deletes.before(returned, including=True)
 
@@ -287,7 +289,7 @@ class _ItemCheck:
         write = self.by_version.get(version)
         if write is None:
             self.nameless_seen.add(version)
-            if len(self.nameless_seen) > bisect_left(self.nameless_at, returned):
+            if len(self.nameless_seen) > bisect_right(self.nameless_at, returned):
                 self.blame("phantom", version, "nobody wrote this version")
         elif write.outcome is Outcome.FAILED:
             self.blame("failed-visible", version, "its write was refused")

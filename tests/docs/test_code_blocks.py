@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from sync_engine.cli import main, make_parser
 from sync_engine.config import SyncEngineConfig
 from tests.docs.pages import PAGES, blocks, name_of, script
 
@@ -92,3 +96,31 @@ def test_the_shell_of_a_page_sets_variables_that_exist(page: Path) -> None:
             if line.startswith("export SYNC_ENGINE_")
         }
         SyncEngineConfig.from_env(settings)
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Return every call of sync-engine in a shell block, with the page it stands on."""
+    found = []
+    for page in PAGES:
+        for block in blocks(page, "bash"):
+            for line in block.text.splitlines():
+                for part in re.split(r"&&|\||;", line):
+                    words = shlex.split(part, comments=True)
+                    if words and Path(words[0]).name == "sync-engine":
+                        found.append((name_of(page), words[1:]))
+    return found
+
+
+@pytest.mark.parametrize(("page", "words"), commands())
+def test_the_commands_of_a_page_can_be_parsed(page: str, words: list[str]) -> None:
+    """Parsed, not run: an unknown command or option ends in an error here."""
+    assert make_parser().parse_args(words), page
+
+
+def test_every_command_has_help() -> None:
+    def check(parser: argparse.ArgumentParser, words: list[str]) -> int:
+        assert main([*words, "--help"]) == 0
+        below = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+        return 1 + sum(check(p, [*words, n]) for a in below for n, p in a.choices.items())
+
+    assert check(make_parser(), []) > 10

@@ -119,7 +119,12 @@ class Dialect(ABC):
         prepare = prepare or self.prepare
 
         def on_connect(connection: Connection, record: Any) -> None:
-            prepare(connection, record.info)
+            try:
+                prepare(connection, record.info)
+            except BaseException:
+                with suppress(Exception):
+                    connection.close()  # the pool forgets it without closing it
+                raise
 
         event.listen(engine, "connect", on_connect)
         return engine
@@ -134,6 +139,7 @@ class Dialect(ABC):
 
     @contextmanager
     def _taken(self, engine: Engine) -> Iterator[Any]:
+        pool = engine.pool
         fairy = engine.raw_connection()
         try:
             yield fairy
@@ -148,6 +154,8 @@ class Dialect(ABC):
             raise
         finally:
             fairy.close()
+            if engine.pool is not pool:  # disposed meanwhile: nobody else closes what comes back
+                pool.dispose()
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:

@@ -1,0 +1,7 @@
+"""The command line: ``sync-engine``, and the same as ``python -m sync_engine``."""
+
+from __future__ import annotations
+
+from sync_engine.cli.main import main, make_parser
+
+__all__ = ["main", "make_parser"]

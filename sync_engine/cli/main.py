@@ -1,0 +1,124 @@
+"""Reads the command line, runs a command, turns errors into two lines and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+
+from sync_engine.cli.command import (
+    EPILOG,
+    PROG,
+    ExitCode,
+    Parser,
+    add_command,
+    add_global_options,
+)
+from sync_engine.cli.context import Context
+from sync_engine.cli.output import Output
+from sync_engine.cli.problems import explain
+from sync_engine.cli.signals import Interrupted, Stop
+from sync_engine.cli.table import COMMANDS
+from sync_engine.telemetry import redact
+
+__all__ = ["main", "make_parser"]
+
+_SIGINT, _SIGPIPE = 2, 13
+_DESCRIPTION = """\
+Keep bytes in memory, Redis and SQL behind one durable log: what is acknowledged is never lost.
+
+Begin with `sync-engine quickstart`; it needs no server."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line, with every command in it."""
+    parser = Parser(
+        prog=PROG,
+        description=_DESCRIPTION,
+        epilog=f"example:\n  sync-engine quickstart\n  sync-engine --data-dir ./data put greeting"
+        f" --text hello\n  sync-engine --data-dir ./data get greeting\n\n{EPILOG}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    add_global_options(parser, default=None)
+    parsers = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for command in COMMANDS:
+        add_command(parsers, command)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The words after the program's name; None takes those of this process.
+
+    Returns:
+        The exit code; see `ExitCode`.
+
+    Blocking: for as long as the command takes. SIGINT and SIGTERM are handled meanwhile if this
+    is the main thread.
+    """
+    _make_printable()
+    try:
+        args = make_parser().parse_args(argv)
+    except SystemExit as exc:
+        return int(exc.code or 0)
+    output = Output(
+        json=args.json, quiet=args.quiet, verbose=args.verbose, color=not args.no_color
+    )
+    try:
+        code = _run(args, output)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _abandon_stdout()
+        return 128 + _SIGPIPE
+    return code
+
+
+def _run(args: argparse.Namespace, output: Output) -> int:
+    if args.version:
+        from sync_engine import __version__
+
+        output.text(f"{PROG} {__version__}")
+        return ExitCode.OK
+    if not hasattr(args, "run"):
+        make_parser().print_help(sys.stderr)
+        return ExitCode.USAGE
+    stop = Stop()
+    try:
+        with output.logging(), stop.installed():
+            return int(args.run(Context(args, output, stop)))
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt as exc:
+        signum = exc.signum if isinstance(exc, Interrupted) else _SIGINT
+        word = "interrupted" if signum == _SIGINT else "terminated"
+        output.note(f"{word}; what was acknowledged is safe in the log")
+        return 128 + signum
+    except Exception as exc:  # noqa: BLE001 - nobody above could tell it better
+        if output.verbose > 1:
+            output.err.print(redact(traceback.format_exc()), soft_wrap=True)
+        problem = explain(exc)
+        output.error(problem.text, problem.hint)
+        return problem.code
+
+
+def _make_printable() -> None:
+    """Escape what the terminal's encoding cannot show, in place of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        encoding = getattr(stream, "encoding", None) or ""
+        if encoding.lower().replace("-", "") != "utf8" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _abandon_stdout() -> None:
+    """Let the interpreter flush into nothing at its exit."""
+    with suppress(OSError, ValueError):
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+        os.close(nothing)
