@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.external, pytest.mark.timeout(600)]
 
 
 class Load:
-    """One writer and two readers; a reader never sees less than was acknowledged before it asked."""
+    """One writer and two readers; no reader sees less than was acknowledged before it asked."""
 
     def __init__(self, engine: SyncEngine) -> None:
         self.engine = engine
@@ -40,7 +40,7 @@ class Load:
             threading.Thread(target=self._read, args=(2,)),
         ]
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self

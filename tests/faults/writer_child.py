@@ -1,7 +1,7 @@
-"""A writer that is going to be killed: says what it does before, and what was acknowledged after.
+"""A writer that is going to be killed: says what it does before, and what was acknowledged.
 
-Lines on standard output, each one write(2): ``i op id n`` before a call, ``a op id n version`` after
-its acknowledgement. The payload is a function of id and n.
+Lines on standard output, each one write(2): ``i op id n`` before a call, ``a op id n version``
+after its acknowledgement. The payload is a function of id and n.
 """
 
 from __future__ import annotations

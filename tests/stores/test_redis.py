@@ -149,7 +149,7 @@ def test_foreign_and_corrupt_values_are_misses_and_are_replaced(
 ) -> None:
     store.apply([put("a", 5)])
     client = redis_server.client()
-    (key,) = [k for k in client.keys() if k.endswith(b":a")]
+    (key,) = [k for k in client.scan_iter() if k.endswith(b":a")]
     client.delete(key)
     client.execute_command(damage[0], key, *damage[1:])
 
@@ -163,7 +163,7 @@ def test_foreign_and_corrupt_values_are_misses_and_are_replaced(
 def test_a_value_under_the_wrong_id_is_noticed(store: RedisStore, redis_server: Any) -> None:
     store.apply([put("a", 5), put("b", 6)])
     client = redis_server.client()
-    keys = {k[-1:]: k for k in client.keys() if not k.endswith(b"mark")}
+    keys = {k[-1:]: k for k in client.scan_iter() if not k.endswith(b"mark")}
     client.set(keys[b"b"], client.get(keys[b"a"]))
 
     assert list(store.get_many(["a", "b"])) == ["a"]
@@ -212,7 +212,7 @@ def test_marks_expire_and_values_without_deadline_do_not(
     store.apply([put("a", 1), Change("b", 2, None)])
     store.fill([put("c", 3)])
     client = redis_server.client()
-    ttl = {k[-1:]: client.ttl(k) for k in client.keys() if not k.endswith(b"mark")}
+    ttl = {k[-1:]: client.ttl(k) for k in client.scan_iter() if not k.endswith(b"mark")}
 
     assert ttl[b"a"] == -1
     assert 0 < ttl[b"b"] <= 600

@@ -13,6 +13,7 @@ from sync_engine.testing.contracts.archive import (
     MakeArchive,
     SoleWriterContract,
 )
+from sync_engine.testing.contracts.cache import CacheContract
 
 
 def put(id: str, version: int, **more: object) -> Change:
@@ -32,6 +33,16 @@ class TestMemoryArchive(_Shared, ArchiveContract):
 
 class TestMemoryArchiveLease(_Shared, SoleWriterContract):
     pass
+
+
+class TestMemoryCacheStore(CacheContract):
+    @pytest.fixture
+    def cache_clock(self, clock: ManualClock) -> ManualClock:
+        return clock
+
+    @pytest.fixture
+    def cache(self, clock: ManualClock) -> MemoryCacheStore:
+        return MemoryCacheStore(clock)
 
 
 class TestFlakyArchiveThatIsUp(ArchiveContract):

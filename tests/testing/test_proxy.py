@@ -202,8 +202,8 @@ def test_a_dead_server_looks_dead(server: Echo) -> None:
         unused.bind(("127.0.0.1", 0))
         with (
             FaultProxy("127.0.0.1", unused.getsockname()[1]) as proxy,
-            socket.create_connection(("127.0.0.1", proxy.port), 10) as client,
             pytest.raises((ConnectionResetError, BrokenPipeError)),
+            socket.create_connection(("127.0.0.1", proxy.port), 10) as client,
         ):
             for _ in range(3):
                 ask(client)
