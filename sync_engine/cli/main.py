@@ -68,9 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = make_parser().parse_args(argv)
     except SystemExit as exc:
         return int(exc.code or 0)
-    output = Output(
-        json=args.json, quiet=args.quiet, verbose=args.verbose, color=not args.no_color
-    )
+    output = Output(json=args.json, quiet=args.quiet, verbose=args.verbose, color=not args.no_color)
     try:
         code = _run(args, output)
         sys.stdout.flush()
@@ -100,7 +98,7 @@ def _run(args: argparse.Namespace, output: Output) -> int:
         word = "interrupted" if signum == _SIGINT else "terminated"
         output.note(f"{word}; what was acknowledged is safe in the log")
         return 128 + signum
-    except Exception as exc:  # noqa: BLE001 - nobody above could tell it better
+    except Exception as exc:
         if output.verbose > 1:
             output.err.print(redact(traceback.format_exc()), soft_wrap=True)
         problem = explain(exc)

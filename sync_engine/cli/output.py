@@ -161,7 +161,7 @@ class Output:
             total: Items there will be; None where nobody knows.
         """
         if self.quiet or self.json or not self.err.is_terminal:
-            yield lambda items=1, bytes=0: None  # noqa: A006
+            yield lambda items=1, bytes=0: None
             return
         bar = BarColumn(bar_width=28)
         columns = [SpinnerColumn(), TextColumn("{task.description}"), bar]
@@ -170,7 +170,7 @@ class Output:
         with Progress(*columns, counts, console=self.err, transient=True) as progress:
             task = progress.add_task(what, total=total, seen="")
 
-            def advance(items: int = 1, bytes: int = 0) -> None:  # noqa: A002
+            def advance(items: int = 1, bytes: int = 0) -> None:
                 nonlocal shown_bytes
                 shown_bytes += bytes
                 rate = progress.tasks[task].speed or 0.0
@@ -249,8 +249,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value) or isinstance(value, msgspec.Struct):
-        names = [f.name for f in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else (
-            value.__struct_fields__
+        names = (
+            [f.name for f in dataclasses.fields(value)]
+            if dataclasses.is_dataclass(value)
+            else (value.__struct_fields__)
         )
         return {name: plain(getattr(value, name)) for name in names}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):

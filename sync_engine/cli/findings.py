@@ -1,0 +1,47 @@
+"""What `doctor` finds, and how bad it is."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from sync_engine.cli.command import ExitCode
+
+__all__ = ["Finding", "Severity", "worst"]
+
+
+class Severity(enum.StrEnum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    NOTE = "note"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        part: What it belongs to, such as ``redis``.
+        severity: How bad it is.
+        what: What was found.
+        remedy: What to do; empty where nothing has to be done.
+        code: What an error means for the exit code.
+    """
+
+    part: str
+    severity: Severity
+    what: str
+    remedy: str = ""
+    code: ExitCode = ExitCode.FAILED
+
+
+_ORDER = (ExitCode.CORRUPT, ExitCode.USAGE, ExitCode.UNAVAILABLE, ExitCode.FAILED)
+
+
+def worst(findings: list[Finding]) -> ExitCode:
+    """Return the exit code: of the gravest error, 0 where there is none."""
+    codes = {finding.code for finding in findings if finding.severity is Severity.ERROR}
+    return next((code for code in _ORDER if code in codes), ExitCode.OK)
