@@ -440,7 +440,7 @@ def _arguments(parser: argparse.ArgumentParser, common: set[str]) -> str:
             takes = " | ".join(map(str, action.choices))
         shown = ", ".join(action.option_strings) or takes
         default = action.default
-        plain = default in (None, (), argparse.SUPPRESS) or action.nargs == 0
+        plain = default in (None, (), [], "", argparse.SUPPRESS) or action.nargs == 0
         rows.append(
             f"| `{_cell(shown)}` | {_cell(takes) if action.option_strings else ''}"
             f" | {'' if plain else f'`{default}`'} | {_cell(_prose(action.help or ''))} |"
