@@ -1,9 +1,10 @@
 """Where the processor's time goes, per item, on the way from `submit` to every destination.
 
-Two looks at the same work. The first runs undisturbed and counts the processor time of each thread
-(the caller's, and one for each job of the engine), so what a thread spends waiting for a server, the
-disk or the interpreter's lock does not count. The second runs under cProfile, on the same clock,
-and lists the costliest functions; profiling itself makes calls dearer, so read it for the order.
+Two looks at the same work. The first runs undisturbed and counts the processor time of each
+thread (the caller's, and one for each job of the engine), so what a thread spends waiting for a
+server, the disk or the interpreter's lock does not count. The second runs under cProfile, on the
+same clock, and lists the costliest functions; profiling itself makes calls dearer, so read it for
+the order.
 """
 
 from __future__ import annotations
@@ -79,10 +80,10 @@ def _table(stats: pstats.Stats, count: int) -> str:
         reverse=True,
     )
     lines = [f"{'own':>7} {'with callees':>13} {'calls/item':>11}  function"]
-    for (path, line, name), (_, calls, own, cumulative, _) in entries[:18]:
+    for (path, line, name), (_, calls, own, total, _) in entries[:18]:
         where = f"{path}:{line} {name}" if line else name
         lines.append(
-            f"{own / count * 1e6:7.2f} {cumulative / count * 1e6:13.2f} {calls / count:11.3f}  {where}"
+            f"{own / count * 1e6:7.2f} {total / count * 1e6:13.2f} {calls / count:11.3f} {where}"
         )
     return "\n".join(lines) + "\n"
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from sync_engine.cli.main import main, make_parser
+from sync_engine.cli.program import main, make_parser
 
 __all__ = ["main", "make_parser"]

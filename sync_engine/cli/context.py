@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 from sync_engine.cli.command import UsageError
 from sync_engine.cli.output import Output, count
@@ -42,10 +43,10 @@ class Context:
         self.closed: FlushReport | None = None
 
     @property
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         """The settings of the command line alone."""
         names = [setting.name for setting in SETTINGS]
-        found: dict[str, object] = {}
+        found: dict[str, Any] = {}
         for text in self.args.settings or ():
             name, equals, value = text.partition("=")
             if not equals:

@@ -50,8 +50,9 @@ DOCTOR = Command(
     name="doctor",
     summary="check directory, disk, clock and every configured server, and say what to do",
     details="""\
-Starts no engine and changes nothing. Exit code 0 with warnings; with errors 4 if a server cannot be
-reached, 2 if a setting cannot be used, 5 if data is damaged, else 1.""",
+Starts no engine; leaves nothing behind but one key in Redis that expires within seconds. Exit code
+0 with warnings; with errors 4 if a server cannot be reached, 2 if a setting cannot be used, 5 if
+data is damaged, else 1.""",
     example="sync-engine doctor --redis-url redis://localhost:6379/0",
     run=_doctor,
 )

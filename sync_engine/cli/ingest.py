@@ -104,21 +104,20 @@ def _run(context: Context) -> int:
     for path in args.paths:
         if path != "-" and not Path(path).exists():
             raise UsageError(f"{path}: no such file or directory")
-    started = context.clock.monotonic()
     walk = Walk(args.exclude, context.config.data_dir)
     interrupted: Interrupted | None = None
-    with context.writing() as engine:
-        with output.progress("ingesting") as advance:
-            work = _Ingestion(context, engine, advance)
-            try:
-                (_take_lines if args.jsonl else _take_files)(context, work, walk)
-                work.submit()
-            except Interrupted as exc:
-                interrupted = exc
-            except SyncEngineError:
-                _report(context, work, walk, context.clock.monotonic() - started)
-                raise
-            seconds = context.clock.monotonic() - started
+    with context.writing() as engine, output.progress("ingesting") as advance:
+        work = _Ingestion(context, engine, advance)
+        started = context.clock.monotonic()
+        try:
+            (_take_lines if args.jsonl else _take_files)(context, work, walk)
+            work.submit()
+        except Interrupted as exc:
+            interrupted = exc
+        except SyncEngineError:
+            _report(context, work, walk, context.clock.monotonic() - started)
+            raise
+        seconds = context.clock.monotonic() - started
     _report(context, work, walk, seconds)
     if interrupted is not None:
         raise interrupted
@@ -209,7 +208,7 @@ def _take_lines_of(
         content = line.rstrip(b"\r\n")
         if len(content) > bytes_max:
             while line and not line.endswith(b"\n"):
-                line = lines.readline(1 << 20)  # noqa: PLW2901 - the rest of the same line
+                line = lines.readline(1 << 20)  # the rest of it
             work.refuse(place, f"has more than max_payload_bytes ({bytes_max:,})")
         elif content.strip():
             try:
@@ -226,11 +225,11 @@ def _id_of(line: bytes, field: str) -> str:
     except (ValueError, RecursionError) as exc:
         raise ValueError(f"not JSON: {exc}") from None
     if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
+        raise ValueError("not a JSON object")  # noqa: TRY004 - a fault of the data
     id = value.get(field)
-    if isinstance(id, bool) or not isinstance(id, str | int):
-        raise ValueError(f"has no text or whole number in field {field!r}; see --id-field")
-    return str(id)
+    if type(id) in {str, int}:
+        return str(id)
+    raise ValueError(f"has no text or whole number in field {field!r}; see --id-field")
 
 
 def _report(context: Context, work: _Ingestion, walk: Walk, seconds: float) -> None:

@@ -82,8 +82,9 @@ def _status(context: Context) -> int:
     else:
         answers = {True: "yes", False: "no", None: "cannot be asked"}
         in_l2 = "no L2" if context.config.redis_url is None else answers[status.in_l2]
+        absent = "unknown" if status.in_l3 is None else "absent"
         rows = [
-            ("version", str(status.version) if status.version else "absent"),
+            ("version", str(status.version or absent)),
             ("updated", time_text(status.version >> 20) if status.version else "-"),
             ("deleted", answers[status.deleted]),
             ("waits for", ", ".join(status.pending) or "nothing"),
@@ -93,8 +94,9 @@ def _status(context: Context) -> int:
             ("refused", status.dead_letter or "no"),
         ]
         output.table(status.id, ("", ""), rows)
-    exists = status.version > 0 and not status.deleted
-    return ExitCode.OK if exists else ExitCode.FAILED
+    if status.version == 0 and status.in_l3 is None:  # nobody could tell: that is no absence
+        return ExitCode.UNAVAILABLE
+    return ExitCode.OK if status.version and not status.deleted else ExitCode.FAILED
 
 
 SCAN = Command(
@@ -112,7 +114,7 @@ sync-engine scan --state review --values --json""",
 STATUS = Command(
     name="status",
     summary="tell where one item is, asking each tier",
-    details="Exit code 1 if there is no such item.",
+    details="Exit code 1 if there is no such item, 4 if the archive cannot be asked.",
     example="sync-engine status greeting",
     arguments=_status_arguments,
     run=_status,

@@ -86,7 +86,9 @@ def _health(context: Context) -> int:
         },
     )
     for sentence in health.degraded:
-        output.warn(sentence)
+        output.warn(sentence.removesuffix(": "))
+    if code == ExitCode.UNAVAILABLE:
+        output.note("`sync-engine doctor` tells what is wrong with a server")
     if not health.degraded:
         output.report("all is well", "green")
     return code

@@ -110,6 +110,7 @@ class Output:
         table = Table(
             box=box.SIMPLE_HEAD,
             show_header=any(columns),
+            show_edge=False,
             header_style="bold",
             pad_edge=False,
             padding=(0, 2, 0, 0),
@@ -119,7 +120,7 @@ class Output:
                 name,
                 justify="right" if place in right else "left",
                 overflow="fold",
-                no_wrap=False if place in wrap or (place + 1 == len(columns)) else None,
+                no_wrap=place not in wrap and place + 1 < len(columns),
                 style="bold" if not any(columns) and place == 0 else None,
             )
         for row in rows:
@@ -127,6 +128,7 @@ class Output:
         if title:
             self.out.print(Text(title, "bold cyan"))
         self.out.print(table)
+        self.out.print()
 
     # -- remarks ----------------------------------------------------------------------------------
 
@@ -216,10 +218,18 @@ class _Lines(logging.Handler):
             self.handleError(record)
 
 
+class _Console(Console):
+    """Leaves a broken pipe to the program, in place of ending it."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error that is being handled, again."""
+        raise  # rich calls this in its handler
+
+
 def _console(file: Any, *, color: bool) -> Console:
     terminal = file.isatty()
     width = None if terminal or "COLUMNS" in os.environ else _WIDTH
-    return Console(
+    return _Console(
         file=file,
         width=width,
         no_color=True if not color else None,
@@ -247,7 +257,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, bytes | bytearray | memoryview):
         return base64.b64encode(value).decode()
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        names = (key.name.lower() if isinstance(key, enum.Enum) else str(key) for key in value)
+        return {name: plain(item) for name, item in zip(names, value.values(), strict=True)}
     if dataclasses.is_dataclass(value) or isinstance(value, msgspec.Struct):
         names = (
             [f.name for f in dataclasses.fields(value)]

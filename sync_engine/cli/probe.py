@@ -75,8 +75,8 @@ def try_write(url: str, clock: Clock, timeout_s: float) -> None:
     change = Change(f"sync-engine doctor {uuid.uuid4()}", 1, b"x")
     try:
         with (
-            suppress(_RollBack),
             translated("write"),
+            suppress(_RollBack),
             dialect.writing() as (connection, info),
         ):
             rows = rows_of([change], lambda _: set(), text=dialect.text_labels)
@@ -92,7 +92,8 @@ def clock_difference_s(url: str, clock: Clock, timeout_s: float) -> float | None
     Raises:
         StoreUnavailable: The server is not there now.
     """
-    return _number(url, clock, timeout_s, _NOW, lambda now: clock.now_ms() / 1000 - now)
+    now = _number(url, clock, timeout_s, _NOW)
+    return None if now is None else clock.now_ms() / 1000 - now
 
 
 def packet_bytes_max(url: str, clock: Clock, timeout_s: float) -> int | None:
@@ -101,11 +102,11 @@ def packet_bytes_max(url: str, clock: Clock, timeout_s: float) -> int | None:
     Raises:
         StoreUnavailable: The server is not there now.
     """
-    found = _number(url, clock, timeout_s, {"mysql": "SELECT @@max_allowed_packet"}, float)
+    found = _number(url, clock, timeout_s, {"mysql": "SELECT @@max_allowed_packet"})
     return None if found is None else int(found)
 
 
-def _number(url: str, clock: Clock, timeout_s: float, texts: dict[str, str], made: Any) -> Any:
+def _number(url: str, clock: Clock, timeout_s: float, texts: dict[str, str]) -> float | None:
     from sync_engine.stores.sql.errors import translated
 
     dialect = _dialect(url, clock, timeout_s)
@@ -114,6 +115,6 @@ def _number(url: str, clock: Clock, timeout_s: float, texts: dict[str, str], mad
     try:
         with translated("ask"), dialect.reading() as connection:
             ((value,),) = dialect.query(connection, texts[dialect.kind])
-            return made(float(value))
+            return float(value)
     finally:
         dialect.close()

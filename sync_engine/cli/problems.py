@@ -15,7 +15,6 @@ from sync_engine.errors import (
     EngineClosed,
     EngineFailed,
     InvalidItem,
-    StorageError,
     StoreRejected,
     StoreUnavailable,
     SyncEngineError,
@@ -48,8 +47,7 @@ _HINTS: tuple[tuple[type[Exception], str], ...] = (
 _SITUATIONS = (
     (
         " is in use by process ",
-        "stop that process, or look from beside it with --set engine_name=cli"
-        " (sees what is archived, not what still waits in its log)",
+        "stop that process, or look from beside it, at what is archived: --set engine_name=cli",
     ),
     ("install the driver", "install the extra named above into this environment"),
     ("sync-engine migrate", "see `sync-engine migrate --help`"),
@@ -77,9 +75,6 @@ def explain(exc: Exception) -> Problem:
     text, hint = str(exc), ""
     if isinstance(exc, UsageError):
         hint = exc.hint
-    elif isinstance(exc, StorageError):
-        hint = exc.hint
-        text = text.removesuffix(f": {hint}") if hint else text
     elif isinstance(exc, OSError):
         name = "" if exc.filename is None else f"{exc.filename}: "
         text = f"{name}{exc.strerror or exc}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import secrets
 import shlex
-import sysconfig
 import tempfile
 from dataclasses import dataclass
 from itertools import islice
@@ -35,8 +34,9 @@ __all__ = ["QUICKSTART"]
 _LEFT_OUT = (
     ".git", ".hg", ".svn", "__pycache__", "*.pyc", ".venv", "venv", "env", ".env", "node_modules",
     ".tox", ".nox", ".*_cache", ".cache", ".hypothesis", ".eggs", "*.egg-info", "sync-engine-data",
+    "*.log.db*", "*.log.head", "*.log.lock",
 )  # fmt: skip
-_FILES_MAX = 5000
+_FILES_MAX, _BYTES_MAX = 5000, 256 << 20
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=_FILES_MAX,
         metavar="N",
-        help=f"at most so many files (default: {_FILES_MAX})",
+        help=f"at most so many files (default: {_FILES_MAX}), and 256 MiB",
     )
 
 
@@ -63,6 +63,7 @@ class _Results:
     first: Reading
     flushed: FlushReport
     second: Reading
+    third: Reading
     denied: tuple[int, float]
     archived: int
     stats: dict[str, Any]
@@ -75,7 +76,11 @@ def _run(context: Context) -> int:
         raise UsageError("--limit must be 1 or more")
     config, prefix = _configure(context)
     root, files, skipped = _choose(args.dir, config, args.limit)
-    output.note(f"{count(len(files), 'file')} of {root} (skipped: {skipped:,} others)")
+    output.note(
+        f"{root}: {count(len(files), 'file')}; {count(skipped, 'entry', 'entries')} left out"
+    )
+    if len(files) == args.limit or sum(file.size for file in files) > _BYTES_MAX - (1 << 20):
+        output.note("there may be more: it stops at --limit files, or 256 MiB")
     with output.progress("writing", len(files)) as advance:
         written = write_and_kill(config, files, prefix, clock, advance)
     recovered = look_into_log(config, clock)
@@ -86,6 +91,7 @@ def _run(context: Context) -> int:
         first = read_back(engine, written, clock)
         flushed = engine.flush()
         second = read_back(engine, written, clock)
+        third = read_back(engine, written, clock)
         results = _Results(
             root=root,
             config=config,
@@ -96,6 +102,7 @@ def _run(context: Context) -> int:
             first=first,
             flushed=flushed,
             second=second,
+            third=third,
             denied=absent_reads(engine, list(written.acked), clock),
             archived=engine.count_prefix(prefix),
             stats=engine.stats(),
@@ -133,15 +140,20 @@ def _choose(
     roots = [Path(folder)] if folder else [Path.cwd(), Path(sync_engine.__file__).parent]
     if folder and not roots[0].is_dir():
         raise UsageError(f"{folder}: no such directory")
-    libraries = Path(sysconfig.get_path("purelib"))
     for root in roots:
         walk = Walk((*_LEFT_OUT, *_environments(root)), config.data_dir)
-        found = walk.files([str(root)])
-        fitting = (f for f in found if f.size <= config.max_payload_bytes)
-        files = list(islice(fitting, limit))
-        skipped = walk.skipped + sum(1 for _ in found) if len(files) == limit else walk.skipped
-        if files and root != libraries:
-            return root, files, skipped
+        files: list[FileEntry] = []
+        large, total = 0, 0
+        for file in walk.files([str(root)]):
+            if file.size > config.max_payload_bytes or total + file.size > _BYTES_MAX:
+                large += 1
+                continue
+            files.append(file)
+            total += file.size
+            if len(files) == limit:
+                break
+        if files:
+            return root, files, walk.skipped + large
     raise UsageError(f"{roots[0]} holds no files", "name another directory")
 
 
@@ -152,11 +164,11 @@ def _environments(root: Path) -> list[str]:
 
 def _whole(results: _Results) -> bool:
     asked = len(results.written.acked)
-    both = (results.first, results.second)
+    readings = (results.first, results.second, results.third)
     return (
         asked > 0
         and results.written.status == -9
-        and all(reading.verified == asked for reading in both)
+        and all(reading.verified == asked for reading in readings)
         and not results.flushed.left
         and results.archived >= asked
     )
@@ -178,7 +190,8 @@ def _document(results: _Results, *, whole: bool) -> dict[str, Any]:
         "reopen_seconds": results.opened_s,
         "read_after_kill": results.first,
         "flush": results.flushed,
-        "read_again": results.second,
+        "read_after_flush": results.second,
+        "read_again": results.third,
         "absent_denied": results.denied[0],
         "absent_seconds": results.denied[1],
         "archived": results.archived,
@@ -194,7 +207,8 @@ def _print(context: Context, results: _Results, *, whole: bool) -> None:
     output.table("Where it is now", ("tier", "items", "bytes", ""), _tiers(results), right=(1, 2))
     for id, reason in islice(written.errors.items(), 5):
         output.warn(f"not taken: {id}: {reason}")
-    for name, reading in (("after the kill", results.first), ("later", results.second)):
+    readings = {"after the kill": results.first, "later": results.second, "at last": results.third}
+    for name, reading in readings.items():
         for kind, ids in (("missing", reading.missing), ("damaged", reading.damaged)):
             if ids:
                 output.error(f"{count(len(ids), 'file')} {kind} {name}: {shown(ids[0])} ...")
@@ -207,12 +221,7 @@ def _print(context: Context, results: _Results, *, whole: bool) -> None:
 
 
 def _steps(results: _Results) -> list[tuple[str, str, str, str, str]]:
-    written, recovered, first, second = (
-        results.written,
-        results.recovered,
-        results.first,
-        results.second,
-    )
+    written, recovered = results.written, results.recovered
     durability = f"durability {results.config.durability.value}"
     rate = len(written.acked) / written.seconds if written.seconds else 0.0
     denied, denied_s = results.denied
@@ -236,10 +245,10 @@ def _steps(results: _Results) -> list[tuple[str, str, str, str, str]]:
             f"{recovered.positions:,}",
             size(recovered.file_bytes),
             duration(recovered.seconds),
-            f"{recovered.unarchived:,} not yet archived ({size(recovered.bytes)})",
+            f"{recovered.unarchived:,} above the archive's cursor: to be delivered",
         ),
         ("engine reopened", "", "", duration(results.opened_s), "reads and writes from here on"),
-        _reading("read back, SHA-256 verified", first),
+        _reading("read back, SHA-256 verified", results.first),
         (
             "flushed",
             "",
@@ -247,7 +256,8 @@ def _steps(results: _Results) -> list[tuple[str, str, str, str, str]]:
             duration(results.flushed.seconds),
             "everything archived" if results.flushed.complete else "not everything delivered",
         ),
-        _reading("read again", second),
+        _reading("read again", results.second),
+        _reading("and again", results.third),
         (
             "asked for absent ids",
             f"{denied:,}",
@@ -298,8 +308,7 @@ def _tiers(results: _Results) -> list[tuple[str, str, str, str]]:
             "log",
             f"{log['pending_items']:,}",
             size(log["file_bytes"]),
-            f"waiting; {log['head']:,} positions, {log['synced']:,} fsynced,"
-            f" {log['dead_letters']:,} dead letters",
+            f"waiting; {log['synced']:,} of {log['head']:,} fsynced, {log['dead_letters']:,} dead",
         ),
     ]
     return rows
@@ -337,11 +346,12 @@ QUICKSTART = Command(
     name="quickstart",
     summary="write real files, kill the writer, read everything back",
     details="""\
-Writes the files of DIR (default: the current directory; where that has none, those of this package)
-from a process of its own, which is killed (SIGKILL) at its last acknowledgement. Then reopens its log
-here, reads every file back, compares SHA-256, and tells what each tier holds. Version control, caches
-and virtual environments are left out. Data goes to a temporary directory unless --data-dir is given.
-Needs no server; uses those that are configured. Exit code 1 if anything is missing.""",
+Writes the files of DIR (default: the current directory; where that has none, those of this
+package) from a process of its own, which is killed (SIGKILL) at its last acknowledgement. Then
+reopens its log here, reads every file back, compares SHA-256, and tells what each tier holds.
+Version control, caches and virtual environments are left out. Data goes to a temporary directory
+unless --data-dir is given. Needs no server; uses those that are configured. Exit code 1 if anything
+is missing.""",
     example="""\
 sync-engine quickstart
 sync-engine quickstart ./docs --data-dir ./data""",

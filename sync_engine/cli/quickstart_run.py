@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from sync_engine.cli.command import UsageError
 from sync_engine.cli.files import FileEntry
 from sync_engine.config import SETTINGS, SyncEngineConfig
 from sync_engine.core.item import SyncItem
@@ -88,7 +88,7 @@ def write_and_kill(
     """Let a process of its own write the files; kill it at its last acknowledgement.
 
     Raises:
-        UsageError: It could not start.
+        SyncEngineError: It could not start.
     """
     names = [setting.name for setting in SETTINGS]
     settings = {name: _jsonable(getattr(config, name)) for name in names}
@@ -105,12 +105,11 @@ def write_and_kill(
         start_new_session=True,  # Ctrl-C is for us: we end it ourselves
     )
     written = Written(pid=child.pid)
-    assert child.stdin is not None  # noqa: S101 - for the type checker
-    assert child.stdout is not None  # noqa: S101
     try:
-        with child.stdin as orders, child.stdout as answers:
-            orders.write("\n".join([*lines, "", ""]))
-            orders.flush()
+        with _pipe(child.stdin) as orders, _pipe(child.stdout) as answers:
+            with suppress(BrokenPipeError):  # it ended: its silence tells
+                orders.write("\n".join([*lines, "", ""]))
+                orders.flush()
             _listen(answers, len(files), written, clock, advance)
             child.send_signal(signal.SIGKILL)
             written.status = child.wait()
@@ -118,6 +117,12 @@ def write_and_kill(
         child.kill()
         child.wait()
     return written
+
+
+def _pipe(stream: IO[str] | None) -> IO[str]:
+    if stream is None:  # never: both are asked for
+        raise SyncEngineError("no pipe to the writing process")
+    return stream
 
 
 def _jsonable(value: object) -> object:
@@ -133,12 +138,14 @@ def _listen(
 ) -> None:
     first = json.loads(answers.readline() or "{}")
     if "ready" not in first:
-        raise UsageError(f"the writing process did not start: {first.get('failed', 'it ended')}")
+        raise SyncEngineError(
+            f"the writing process did not start: {first.get('failed', 'it ended')}"
+        )
     started = clock.monotonic()
     for _ in range(expected):
         line = answers.readline()
         if not line:
-            raise UsageError("the writing process ended by itself")
+            raise SyncEngineError("the writing process ended by itself")
         answer = json.loads(line)
         if "error" in answer:
             written.errors[answer["id"]] = answer["error"]

@@ -1,7 +1,7 @@
 """The process that ``quickstart`` kills: writes files, and says so after each acknowledgement.
 
 Standard input: a line of settings, a line for each file, an empty line; then nothing, and no end.
-Standard output: ``{"ready": …}``, then one line for each file: its version and SHA-256, or an error.
+Standard output: ``{"ready": …}``, then one line a file: its version and SHA-256, or an error.
 """
 
 from __future__ import annotations

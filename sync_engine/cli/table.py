@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from sync_engine.cli import (
-    doctor,
-    ingest,
-    items,
-    letters,
-    listing,
-    observe,
-    quickstart,
-    schema,
-    settings,
-)
 from sync_engine.cli.command import Command
+from sync_engine.cli.doctor import DOCTOR
+from sync_engine.cli.ingest import INGEST
+from sync_engine.cli.items import DELETE, GET, PUT
+from sync_engine.cli.letters import DLQ
+from sync_engine.cli.listing import SCAN, STATUS
+from sync_engine.cli.observe import FLUSH, HEALTH, STATS
+from sync_engine.cli.quickstart import QUICKSTART
+from sync_engine.cli.schema import MIGRATE
+from sync_engine.cli.settings import CONFIG
 
 __all__ = ["COMMANDS"]
 
 COMMANDS: tuple[Command, ...] = (
-    quickstart.QUICKSTART,
-    ingest.INGEST,
-    items.PUT,
-    items.GET,
-    items.DELETE,
-    listing.SCAN,
-    listing.STATUS,
-    observe.STATS,
-    observe.HEALTH,
-    observe.FLUSH,
-    letters.DLQ,
-    schema.MIGRATE,
-    settings.CONFIG,
-    doctor.DOCTOR,
+    QUICKSTART,
+    INGEST,
+    PUT,
+    GET,
+    DELETE,
+    SCAN,
+    STATUS,
+    STATS,
+    HEALTH,
+    FLUSH,
+    DLQ,
+    MIGRATE,
+    CONFIG,
+    DOCTOR,
 )

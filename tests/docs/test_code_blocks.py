@@ -104,8 +104,10 @@ def commands() -> list[tuple[str, list[str]]]:
     for page in PAGES:
         for block in blocks(page, "bash"):
             for line in block.text.splitlines():
-                for part in re.split(r"&&|\||;", line):
+                for part in re.split(r"&&|\||;|>", line):
                     words = shlex.split(part, comments=True)
+                    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                        del words[0]
                     if words and Path(words[0]).name == "sync-engine":
                         found.append((name_of(page), words[1:]))
     return found
