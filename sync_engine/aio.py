@@ -94,7 +94,7 @@ class AsyncSyncEngine:
     waited for.
 
     Args:
-        config: Settings; None takes the defaults and the environment.
+        config: Settings; None takes the defaults. `from_env` takes the environment.
         runtime: Time, locks and jobs; None is the real ones.
         stores: Stores to use in place of the configured ones.
     """

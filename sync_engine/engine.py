@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar, cast, overload
 
 from sync_engine.config import SyncEngineConfig
 from sync_engine.core.batcher import FlushReason
-from sync_engine.core.item import Change, SyncItem, check_id, check_state
+from sync_engine.core.item import Change, Route, SyncItem, check_id, check_state
 from sync_engine.core.options import SubmitOptions, ttl_ms
 from sync_engine.core.pressure import BackpressureLevel
 from sync_engine.core.results import (
@@ -43,6 +43,7 @@ __all__ = ["SyncEngine"]
 F = TypeVar("F", bound=Callable[..., Any])
 _DEFAULT = SubmitOptions()
 _RUNNING = EngineState.RUNNING
+_L3 = int(Route.L3)
 
 
 class SyncEngine:
@@ -60,7 +61,7 @@ class SyncEngine:
     an engine of its own.
 
     Args:
-        config: Settings; None takes the defaults and the environment.
+        config: Settings; None takes the defaults. `from_env` takes the environment.
         runtime: Time, locks and jobs; None is the real ones.
         stores: Stores to use in place of the configured ones.
 
@@ -147,6 +148,7 @@ class SyncEngine:
         self._near = house.log.overlay.entries.get
         self._l1_get = house.l1.get
         self._now_ms = house.clock.now_ms
+        self._has_l2 = house.l2 is not None
         self._state = EngineState.RUNNING
         house.runtime.at_exit(self.close)
         return self
@@ -300,6 +302,9 @@ class SyncEngine:
         return Receipt(changes[0], last, house.writer)
 
     def _draft(self, item: SyncItem, options: SubmitOptions) -> Change:
+        routes = options.routes
+        if not routes & _L3 and not self._has_l2:
+            routes |= _L3  # no cache tier: what is acknowledged is kept in the archive instead
         expires_at_ms = item.expires_at_ms
         if options.ttl is not None:
             expires_at_ms = self._now_ms() + ttl_ms(options.ttl)
@@ -310,7 +315,7 @@ class SyncEngine:
             item.content_type,
             item.state if options.state is None else options.state,
             expires_at_ms,
-            options.routes,
+            routes,
             item.trace_parent,
         )
 

@@ -15,7 +15,7 @@ from sync_engine.config import SyncEngineConfig
 from sync_engine.core.batcher import FlushBatch, FlushReason
 from sync_engine.core.filters import FilterManager
 from sync_engine.core.item import Change, Route
-from sync_engine.errors import StorageError
+from sync_engine.errors import StorageError, StoreUnavailable
 from sync_engine.flow.arrivals import Arrivals
 from sync_engine.flow.atomic import AtomicWrites
 from sync_engine.flow.circuits import BackendCircuits
@@ -38,6 +38,7 @@ __all__ = ["House", "Stores"]
 _log = get_logger("house")
 L2, L3 = "l2", "l3"
 _L3 = int(Route.L3)  # a plain number: flags are slow on hot paths
+_DISK_RETRY_S = 0.5
 _FILTER_SNAPSHOT = "filter"
 _L2_CUT = "l2_cut"
 
@@ -329,8 +330,13 @@ class House:
         log, config, now = self.log, self.config, self.clock.monotonic()
         if log.failed is not None:
             return math.inf
-        if log.written < log.appended:
+        try:
             log.write()
+        except StoreUnavailable as exc:  # full disk: no more acknowledgements that rely on it
+            _log.limited("log_not_written", error=exc)
+            self.writer.measured(disk_fullness=1.0, oldest_age_s=self.writer.oldest_age_s)
+            self._tidy_at = now + _DISK_RETRY_S
+            return _DISK_RETRY_S
         log.spill()
         if log.synced < log.written and now >= self._sync_at:
             log.sync(log.written)

@@ -186,13 +186,13 @@ def test_what_is_no_duration_is_refused(written: object) -> None:
 
 @pytest.mark.parametrize("written", ["yes", "on", "1", 1, 0, None, "", "TRUE!"])
 def test_switches_are_true_or_false(written: object) -> None:
-    assert "must be true or false" in refused(stale_on_error=written)
+    assert "must be true or false" in refused(create_schema=written)
 
 
 def test_switches_in_the_environment_mean_what_they_say() -> None:
     for written, value in (("true", True), ("False", False)):
-        config = SyncEngineConfig.from_env({"SYNC_ENGINE_STALE_ON_ERROR": written})
-        assert config.stale_on_error is value
+        config = SyncEngineConfig.from_env({"SYNC_ENGINE_CREATE_SCHEMA": written})
+        assert config.create_schema is value
 
 
 @pytest.mark.parametrize("written", [0, "0", -1, "1.5", 1.0, True, "1e3", "ten", "٣"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import enum
 import json
 import logging
@@ -15,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any, Protocol
 
-import msgspec
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
@@ -27,7 +25,8 @@ from sync_engine.telemetry import redact
 
 __all__ = ["Advance", "Output", "count", "duration", "item_fields", "plain", "shown", "size"]
 
-_WIDTH = 110  # of tables that nobody looks at on a terminal
+_WIDTH = 1000  # where there is no terminal, nothing is wrapped
+_NARROW = 30  # columns up to this are never wrapped, and others not below it
 _STYLES = {"yes": "green", "no": "dim", "ok": "green", "note": "cyan", "warning": "yellow"}
 _STYLES |= {"error": "bold red", "up": "green", "down": "bold red"}
 
@@ -59,11 +58,11 @@ class Output:
 
     def document(self, value: object) -> None:
         """Print the one JSON document of a command."""
-        self._write(json.dumps(plain(value), indent=2, **_ascii()))
+        self._write(_json(value, indent=2))
 
     def line(self, value: object) -> None:
         """Print one JSON line of many."""
-        self._write(json.dumps(plain(value), separators=(",", ":"), **_ascii()))
+        self._write(_json(value, separators=(",", ":")))
 
     def _write(self, text: str) -> None:
         sys.stdout.write(f"{text}\n")
@@ -116,18 +115,26 @@ class Output:
             padding=(0, 2, 0, 0),
         )
         for place, name in enumerate(columns):
+            cells = [len(row[place]) for row in rows]
+            width = max([len(name), *cells])
             table.add_column(
                 name,
                 justify="right" if place in right else "left",
                 overflow="fold",
-                no_wrap=place not in wrap and place + 1 < len(columns),
+                no_wrap=width <= _NARROW and place not in wrap,
+                min_width=min(width, _NARROW) if place in wrap else None,
                 style="bold" if not any(columns) and place == 0 else None,
             )
         for row in rows:
             table.add_row(*[Text(shown(cell), _STYLES.get(cell, "")) for cell in row])
         if title:
             self.out.print(Text(title, "bold cyan"))
-        self.out.print(table)
+        if self.out.is_terminal:
+            self.out.print(table)
+        else:
+            with self.out.capture() as capture:
+                self.out.print(table)
+            self._write("\n".join(line.rstrip() for line in capture.get().splitlines()))
         self.out.print()
 
     # -- remarks ----------------------------------------------------------------------------------
@@ -240,10 +247,14 @@ def _console(file: Any, *, color: bool) -> Console:
     )
 
 
-def _ascii() -> dict[str, Any]:
-    """Write other letters as escapes where the terminal could not show them."""
-    encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "")
-    return {"ensure_ascii": encoding != "utf8", "allow_nan": False}
+def _json(value: object, **style: Any) -> str:
+    """Return JSON; letters that standard output cannot carry are written as escapes."""
+    text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False, **style)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except UnicodeEncodeError:
+        return json.dumps(plain(value), allow_nan=False, **style)
+    return text
 
 
 def plain(value: Any) -> Any:
@@ -259,13 +270,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         names = (key.name.lower() if isinstance(key, enum.Enum) else str(key) for key in value)
         return {name: plain(item) for name, item in zip(names, value.values(), strict=True)}
-    if dataclasses.is_dataclass(value) or isinstance(value, msgspec.Struct):
-        names = (
-            [f.name for f in dataclasses.fields(value)]
-            if dataclasses.is_dataclass(value)
-            else (value.__struct_fields__)
-        )
-        return {name: plain(getattr(value, name)) for name in names}
+    members = getattr(value, "__struct_fields__", getattr(value, "__dataclass_fields__", None))
+    if members is not None:
+        return {name: plain(getattr(value, name)) for name in members}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return plain(value._asdict())
     if isinstance(value, list | tuple | set | frozenset):

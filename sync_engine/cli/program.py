@@ -83,10 +83,10 @@ def _run(args: argparse.Namespace, output: Output) -> int:
         from sync_engine import __version__
 
         output.text(f"{PROG} {__version__}")
-        return ExitCode.OK
+        return int(ExitCode.OK)
     if not hasattr(args, "run"):
         make_parser().print_help(sys.stderr)
-        return ExitCode.USAGE
+        return int(ExitCode.USAGE)
     stop = Stop()
     try:
         with output.logging(), stop.installed():
@@ -103,7 +103,7 @@ def _run(args: argparse.Namespace, output: Output) -> int:
             output.err.print(redact(traceback.format_exc()), soft_wrap=True)
         problem = explain(exc)
         output.error(problem.text, problem.hint)
-        return problem.code
+        return int(problem.code)
 
 
 def _make_printable() -> None:

@@ -70,7 +70,7 @@ class SyncEngineConfig:
     """Settings of one engine, checked as a whole.
 
     Sizes may be written as ``"256MiB"`` or ``"10 MB"``, durations as ``"100ms"``, ``"5s"`` or
-    ``"2h"``. The table of settings is in the reference, and in `reference()`. The repr, `explain`
+    ``"2h"``. The table of settings is in the reference, and in `SETTINGS`. The repr, `explain`
     and every error leave passwords out; the attributes themselves hold them.
 
     Raises:
@@ -135,9 +135,6 @@ class SyncEngineConfig:
     read_attempts_max: int = _setting(3, _COUNT, "Attempts of a read at one tier.")
     read_delay_s_min: float = _setting(0.05, _S, "Shortest pause between attempts of a read.")
     read_delay_s_max: float = _setting(2.0, _S, "Longest pause between attempts of a read.")
-    stale_on_error: bool = _setting(
-        False, boolean(), "Answer reads with a possibly old copy when the archive cannot be asked."
-    )
 
     # delivering
     delivery_delay_s_min: float = _setting(0.1, _S, "Shortest pause after a failed delivery.")

@@ -17,7 +17,7 @@ __all__ = ["redis_url", "sql_url", "sqlite_file"]
 
 _ESCAPE = "percent-encode @ : / ? # in user and password"
 _REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "redis+sentinel", "unix")
-_SQL_DIALECTS = ("sqlite", "mysql", "mariadb", "tidb", "postgresql", "cockroachdb")
+_SQL_DIALECTS = ("sqlite", "mysql", "mariadb", "postgresql", "postgres")
 _HOST = re.compile(r"[A-Za-z0-9._\-]+|\[[0-9A-Fa-f:.%A-Za-z]+\]")
 
 

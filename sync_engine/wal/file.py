@@ -165,7 +165,9 @@ class LogFile:
         """
         body = frame.pack(first, changes)
         try:
-            self._db.execute("INSERT INTO frame VALUES (?, ?, ?)", (first, len(changes), body))
+            self._db.execute(
+                "INSERT OR REPLACE INTO frame VALUES (?, ?, ?)", (first, len(changes), body)
+            )
         except sqlite3.Error as exc:
             raise self._unwritable("append", exc) from exc
 

@@ -74,6 +74,7 @@ class WriteAheadLog:
         self._soft: set[int] = set()
         self._failed: dict[int, Exception] = {}
         self._fatal: EngineFailed | None = None
+        self._write_error: StoreUnavailable | None = None
         self._wants: dict[str, int] = {}
         self._wake_at = 0
         self._pending_bytes = 0
@@ -283,6 +284,7 @@ class WriteAheadLog:
     def _wrote(self, position: int) -> None:
         with self._lock:
             self._written = position
+            self._write_error = None
             if position > self._head:
                 shown = self._tail.between(self._head, position)
                 self._head = position
@@ -298,6 +300,7 @@ class WriteAheadLog:
     def _take_back(self, exc: StoreUnavailable) -> None:
         """Void what was appended for callers who wait; what was acknowledged stays."""
         with self._lock:
+            self._write_error = exc
             last = self._tail.last
             for position in range(self._head + 1, last + 1):
                 change = None if position in self._soft else self._tail.void(position)
@@ -455,10 +458,17 @@ class WriteAheadLog:
     # -- housekeeping: the log's own job ----------------------------------------------------------
 
     def write(self) -> None:
-        """Write what is visible and not yet in the file; what all have taken is skipped."""
+        """Write what is visible and not yet in the file; what all have taken is skipped.
+
+        Raises:
+            StoreUnavailable: The file could not be written; what is visible stays in memory.
+        """
         with self._write_lock:
-            if self._written < self.appended:
+            target = self.appended
+            if self._written < target:
                 self._write_tail()
+            if self._written < target and self._write_error is not None:
+                raise self._write_error
 
     def spill(self) -> None:
         """Leave the bytes of the oldest changes to the file while memory is over its budget."""

@@ -729,3 +729,33 @@ def test_a_failure_at_any_failpoint_loses_nothing_acknowledged(
         assert engine.get(id).version >= version  # type: ignore[union-attr]
     rows = servers.archive.get_many(["before", *acked])
     assert set(rows) == {"before", *acked}
+
+
+def test_cache_items_without_a_cache_tier_keep_their_promise(start: Start) -> None:
+    """What was acknowledged in the log is there after a restart, Redis or not."""
+    engine = start()
+    engine.submit("a", b"1", SubmitOptions.cache(60))
+    engine.close()
+
+    assert start().get("a").content == b"1"  # type: ignore[union-attr]
+
+
+def test_a_full_disk_ends_acknowledgements_at_memory_durability_too(
+    start: Start, servers: Servers
+) -> None:
+    servers.l3.down = True
+    engine = start(servers.stores, **FAST)
+    options = SubmitOptions(durability=Durability.MEMORY, timeout=0.01)
+
+    def full() -> None:
+        raise StoreUnavailable("log", "append", "database or disk is full")
+
+    accepted = 0
+    with failpoints.during("log.append", full), pytest.raises(Backpressure):
+        while accepted < 1_000_000:
+            engine.submit(f"i{accepted % 100}", b"%d" % accepted, options)
+            accepted += 1
+    assert engine.get(f"i{(accepted - 1) % 100}").content == b"%d" % (accepted - 1)  # type: ignore[union-attr]
+
+    servers.l3.down = False
+    assert engine.flush(20).complete

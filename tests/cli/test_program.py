@@ -1,0 +1,288 @@
+"""The command line as a whole: help, options, errors, signals."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sync_engine.cli import main, make_parser
+from sync_engine.cli.table import COMMANDS
+from tests.cli.conftest import Cli
+
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+def parsers(
+    parser: argparse.ArgumentParser, words: tuple[str, ...] = ()
+) -> Iterator[tuple[str, ...]]:
+    yield words
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                yield from parsers(below, (*words, name))
+
+
+EVERY = list(parsers(make_parser()))
+
+
+def test_there_are_all_commands() -> None:
+    """The next test would pass without any."""
+    words = {" ".join(words) for words in EVERY}
+    assert {"quickstart", "ingest", "dlq requeue", "config explain", "doctor"} <= words
+    assert len(EVERY) == 1 + len(COMMANDS) + 5
+
+
+@pytest.mark.parametrize("words", EVERY, ids=" ".join)
+def test_help_is_there_with_an_example(words: tuple[str, ...], cli: Cli) -> None:
+    ran = cli(*words, "--help")
+
+    assert ran.code == 0
+    assert "example:\n  " in ran.out
+    assert ran.out.startswith("usage: " + " ".join(["sync-engine", *words]))
+
+
+def test_the_help_documents_every_exit_code(cli: Cli) -> None:
+    ran = cli("--help")
+
+    for code in (0, 1, 2, 3, 4, 5, 130):
+        assert f"\n  {code} " in ran.out
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["nope"],
+        ["put"],
+        ["put", "a"],
+        ["put", "a", "file", "--text", "x"],
+        ["put", "a", "--text", "x", "--ttl", "soon"],
+        ["put", "a", "--text", "x", "--ttl", "0"],
+        ["put", "a", "--text", "x", "--durability", "strong"],
+        ["put", "", "--text", "x"],
+        ["ingest", "/no/such/file"],
+        ["get", "a", "--verify", "abc"],
+        ["dlq"],
+        ["dlq", "requeue"],
+        ["dlq", "requeue", "1", "--all"],
+        ["config", "explain", "--set", "nonsense"],
+        ["config", "explain", "--set", "durabilty=log"],
+        ["config", "explain", "--set", "path=x"],
+        ["config", "explain", "--set", "l2_timeout_s=soon"],
+        ["config", "explain", "--config", "/no/such.toml"],
+        ["quickstart", "/no/such/directory"],
+        ["quickstart", "--limit", "0"],
+    ],
+    ids=" ".join,
+)
+def test_a_mistake_is_told_in_a_line_or_two(args: list[str], cli: Cli) -> None:
+    ran = cli(*args)
+
+    assert ran.code == 2
+    assert ran.raw == b""
+    assert ran.err.startswith("error: ")
+    assert "Traceback" not in ran.err
+
+
+def test_no_command_prints_the_help(cli: Cli) -> None:
+    ran = cli()
+
+    assert ran.code == 2
+    assert "quickstart" in ran.err
+
+
+def test_a_misspelt_setting_is_suggested(cli: Cli) -> None:
+    assert "did you mean durability?" in cli("config", "explain", "--set", "durabilty=log").err
+
+
+def test_options_stand_before_or_after_the_command(
+    cli: Cli,
+) -> None:
+    assert cli("put", "a", "--text", "x").code == 0
+
+    assert cli("--json", "get", "a").json["content"] == "x"
+    assert cli("get", "a", "--json").json["content"] == "x"
+    assert cli("config", "explain", "--json", "--set", "l1_policy=fifo").code in {0, 2}
+
+
+def test_settings_come_from_option_then_environment_then_file(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('durability = "fsync"\nl1_bytes_max = "1MiB"\nread_timeout_s = 1\n')
+    monkeypatch.setenv("SYNC_ENGINE_DURABILITY", "memory")
+    monkeypatch.setenv("SYNC_ENGINE_READ_TIMEOUT_S", "2s")
+
+    ran = cli("config", "explain", "--config", str(file), "--set", "durability=archive", "--json")
+
+    rows = {row["setting"]: row for row in ran.json}
+    assert rows["durability"]["value"] == "archive"
+    assert rows["read_timeout_s"]["value"] == "2 s"
+    assert rows["l1_bytes_max"]["value"] == "1 MiB"
+    assert rows["l1_bytes_max"]["source"] == str(file)
+
+
+def test_no_password_is_shown(cli: Cli) -> None:
+    urls = ["--sql-url", "mysql://root:hunter2@127.0.0.1:1/x", "--set", "close_timeout_s=0"]
+
+    for args in (["config", "explain"], ["get", "a", "-vv"], ["doctor"], ["health", "--json"]):
+        ran = cli(*urls, *args)
+        assert "hunter2" not in ran.out + ran.err
+        assert ran.out + ran.err
+
+
+def test_the_traceback_is_for_those_who_ask_twice(cli: Cli) -> None:
+    assert "Traceback" not in cli("get", "a", "-v").err
+    assert "Traceback" in cli("get", "a", "-vv").err
+
+
+def test_the_version_is_told(cli: Cli) -> None:
+    assert cli("--version").out.startswith("sync-engine ")
+
+
+def test_a_mistake_of_ours_is_no_traceback_either(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "sync_engine.config.SyncEngineConfig.explain", lambda self: {}["no such key"]
+    )
+
+    ran = cli("config", "explain")
+
+    assert ran.code == 1
+    assert ran.err.startswith("error: unexpected KeyError")
+
+
+def test_a_log_in_use_is_told_with_its_process(cli: Cli, start: Start) -> None:
+    child = start("ingest", "--jsonl", "-")
+    assert child.stdin is not None
+    with child:
+        try:
+            child.stdin.write(b'{"id": "a"}\n')
+            child.stdin.flush()
+            ran = cli("get", "a")
+            while "in use by process" not in ran.err:  # until it has opened its log
+                assert child.poll() is None
+                ran = cli("get", "a")
+        finally:
+            child.communicate(timeout=60)
+
+    assert ran.code == 2
+    assert f"in use by process {child.pid}" in ran.err
+    assert "hint: stop that process" in ran.err
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_an_ingest_in_good_order(
+    signum: signal.Signals, cli: Cli, start: Start, tmp_path: Path, data_dir: Path
+) -> None:
+    """What was acknowledged is reported, archived, and readable afterwards."""
+    child = start("ingest", "--jsonl", "-", "--json")
+    assert child.stdin is not None
+    assert child.stdout is not None
+    lines = b"".join(b'{"id": "k%d"}\n' % n for n in range(600))  # more than one group
+    child.stdin.write(lines)
+    child.stdin.flush()
+    while not list(data_dir.glob("*.log.db-wal")) or not _holds_items(data_dir):
+        assert child.poll() is None
+
+    child.send_signal(signum)
+    out, err = child.communicate(timeout=60)
+
+    assert child.returncode == 128 + signum, err.decode()
+    report = __import__("json").loads(out)
+    assert report["accepted"] >= 500
+    assert report["left"] == {}
+    assert len(cli("scan").out.splitlines()) == report["accepted"]
+
+
+def _holds_items(data_dir: Path) -> bool:
+    """Tell whether the first group reached the archive."""
+    import sqlite3
+
+    path = data_dir / "archive.db"
+    if not path.exists():
+        return False
+    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    try:
+        return bool(db.execute("SELECT count(*) FROM sync_items").fetchone()[0])
+    except sqlite3.Error:
+        return False
+    finally:
+        db.close()
+
+
+def test_a_reader_that_goes_away_is_no_error(cli: Cli, start: Start, tmp_path: Path) -> None:
+    lines = tmp_path / "lines"
+    lines.write_text("".join(f'{{"id": "{n:05d}{"x" * 100}"}}\n' for n in range(3000)))
+    assert cli("ingest", "--jsonl", str(lines)).code == 0
+    child = start("scan", "--json")
+    assert child.stdout is not None
+    assert child.stderr is not None
+
+    assert child.stdout.readline().startswith(b'{"id"')
+    child.stdout.close()
+
+    assert child.wait(60) == 141
+    assert child.stderr.read() == b""
+    child.stderr.close()
+    assert child.stdin is not None
+    child.stdin.close()
+
+
+def test_colour_is_for_terminals_only(cli: Cli, data_dir: Path) -> None:
+    """On a terminal there is colour, unless somebody does not want it."""
+    import pty
+
+    assert "\x1b" not in cli("health").out + cli("put", "a", "--text", "x").out
+
+    def on_terminal(*args: str, **environment: str) -> str:
+        ours, theirs = pty.openpty()
+        command = [
+            __import__("sys").executable, "-m", "sync_engine", "--data-dir", str(data_dir), *args,
+        ]  # fmt: skip
+        clean = {k: v for k, v in os.environ.items() if k not in {"NO_COLOR", "FORCE_COLOR"}}
+        child = subprocess.Popen(
+            command, stdout=theirs, stderr=theirs, env={**clean, "TERM": "xterm", **environment}
+        )
+        os.close(theirs)
+        seen = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # the other end is closed
+                break
+            if not part:
+                break
+            seen += part
+        os.close(ours)
+        assert child.wait(60) == 0
+        return seen.decode()
+
+    assert "\x1b[" in on_terminal("health")
+    assert "\x1b[32m" not in on_terminal("health", "--no-color")
+    assert "\x1b[32m" not in on_terminal("health", NO_COLOR="1")
+
+
+def test_main_leaves_the_process_as_it_was(cli: Cli) -> None:
+    import logging
+
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    logger = logging.getLogger("sync_engine")
+    before = (logger.level, logger.propagate, list(logger.handlers))
+
+    assert cli("put", "a", "--text", "x", "-vv").code == 0
+
+    assert (logger.level, logger.propagate, list(logger.handlers)) == before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_main_takes_the_words_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["sync-engine", "--version"])
+
+    assert main() == 0
