@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.engines import opened, settle, workdir
-from benchmarks.floors import Both, Floor, RedisFloor, batches, make_sql_floor
+from benchmarks.floors import Both, Floor, RedisFloor, SqliteCommits, batches, make_sql_floor
 from benchmarks.measure import SIZES, Plan, Row, ids_of, interleaved, items_of
 from benchmarks.servers import Servers
 from sync_engine import Durability, SubmitOptions, SyncEngine, SyncItem
 
 __all__ = ["MODES", "Pair", "deliver", "pairs_of", "run"]
 
-_COUNT = 20_000
+_COUNT = 8_000
 _AIM = 0.7
 _LEVELS = {level: SubmitOptions(durability=level) for level in Durability}
 _SQL = ("sqlite", "mariadb", "postgres")
@@ -28,6 +28,7 @@ MODES: dict[str, tuple[Durability, int]] = {
     "submit_many(1000) at log": (Durability.LOG, 1000),
 }
 """How items are handed in: the durability, and how many a call."""
+_LOGGED = ("submit at log", "submit_many(1000) at log")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,13 @@ class Pair:
         name: The destinations.
         engine: A running engine.
         floor: The hand-written loop.
+        log: Where a loop commits items first that promises as much as durability `log`.
     """
 
     name: str
     engine: SyncEngine
     floor: Floor
+    log: SqliteCommits
 
 
 @contextmanager
@@ -71,11 +74,13 @@ def _opened(directory: Path, sql: str, url: str, redis_url: str | None) -> Itera
     if redis_url is not None:
         floor = Both(RedisFloor(redis_url), floor)
         name = f"redis + {sql}"
+    log = SqliteCommits(directory / "floor-log.db", "NORMAL")
     with opened(directory, sql_url=engine_url, redis_url=redis_url) as engine:
         try:
-            yield Pair(name, engine, floor)
+            yield Pair(name, engine, floor, log)
         finally:
             floor.close()
+            log.close()
 
 
 def deliver(engine: SyncEngine, items: Sequence[SyncItem], mode: str) -> None:
@@ -101,6 +106,15 @@ def _floor_rate(floor: Floor, items: Sequence[SyncItem]) -> float:
     return len(items) / (time.perf_counter() - began)
 
 
+def _logged_rate(pair: Pair, items: Sequence[SyncItem], group: int) -> float:
+    began = time.perf_counter()
+    for batch in batches(items, items_max=1000, bytes_max=4 << 20):
+        for start in range(0, len(batch), group):
+            pair.log.put_group(batch[start : start + group])
+        pair.floor.write(batch)
+    return len(items) / (time.perf_counter() - began)
+
+
 def _measure(plan: Plan, pair: Pair, size: int) -> list[Row]:
     count = plan.items(size, _COUNT)
 
@@ -116,7 +130,16 @@ def _measure(plan: Plan, pair: Pair, size: int) -> list[Row]:
     def floor_side(number: int) -> float:
         return _floor_rate(pair.floor, items_of(ids_of(f"{size}.floor.{number}", count), size))
 
+    def logged_side(group: int) -> Callable[[int], float]:
+        def side(number: int) -> float:
+            items = items_of(ids_of(f"{size}.logged.{group}.{number}", count), size)
+            return _logged_rate(pair, items, group)
+
+        return side
+
     sides = {mode: engine_side(mode) for mode in MODES} | {"floor": floor_side}
+    logged = {mode: f"logged floor of {mode}" for mode in _LOGGED} if size == 1024 else {}
+    sides |= {name: logged_side(MODES[mode][1]) for mode, name in logged.items()}
     figures = interleaved(plan.rounds, sides, lambda: settle(pair.engine))
     return [
         Row.of(
@@ -128,6 +151,15 @@ def _measure(plan: Plan, pair: Pair, size: int) -> list[Row]:
             ratio_min=_AIM if size == 1024 else None,
         )
         for mode in MODES
+    ] + [
+        Row.of(
+            f"End to end: {pair.name}",
+            f"{mode}, floor logs, too",
+            size,
+            list(zip(figures[mode], figures[name], strict=True)),
+            "items/s",
+        )
+        for mode, name in logged.items()
     ]
 
 

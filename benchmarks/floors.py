@@ -95,6 +95,10 @@ class SqliteCommits:
     def put(self, item: SyncItem) -> None:
         self._db.execute("INSERT INTO t (id, content) VALUES (?, ?)", (item.id, item.content))
 
+    def put_group(self, items: Sequence[SyncItem]) -> None:
+        ids, body = "\n".join([i.id for i in items]), b"".join([i.content for i in items])
+        self._db.execute("INSERT INTO t (id, content) VALUES (?, ?)", (ids, body))
+
     def close(self) -> None:
         self._db.close()
 
@@ -164,7 +168,7 @@ class MariaDBFloor:
             database=parts.database,
             autocommit=True,
         )
-        self._cursor = self._db.cursor()
+        self._cursor: Any = self._db.cursor()  # untyped, as it takes bytes too
         self._cursor.execute(
             "CREATE TABLE floor_items (id VARBINARY(512) PRIMARY KEY, version BIGINT,"
             " checksum BIGINT, content LONGBLOB)"
@@ -327,7 +331,7 @@ class RedisFloor:
             self._client.evalsha(self._sha, len(keys), *keys, *values)
 
     def read(self, ids: Sequence[str]) -> dict[str, bytes]:
-        values = self._client.mget([b"floor:" + id.encode() for id in ids])
+        values: Any = self._client.mget([b"floor:" + id.encode() for id in ids])
         return {id: value[20:] for id, value in zip(ids, values, strict=True)}
 
     def close(self) -> None:

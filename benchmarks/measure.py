@@ -39,7 +39,7 @@ class Plan:
     @property
     def rounds(self) -> int:
         """How often engine and floor take turns."""
-        return 3 if self.quick else 7
+        return 3 if self.quick else 5
 
     def items(self, size: int, full: int) -> int:
         """Return how many items of a size one round moves: fewer of the large ones."""
@@ -138,7 +138,7 @@ def interleaved(
     """
     figures: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
-        names = list(sides) if number % 2 else list(reversed(sides))
+        names = list(sides) if number % 2 else list(sides)[::-1]
         for name in names:
             settle()
             gc.collect()

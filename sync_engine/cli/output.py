@@ -26,6 +26,7 @@ from sync_engine.telemetry import redact
 __all__ = ["Advance", "Output", "count", "duration", "item_fields", "plain", "shown", "size"]
 
 _WIDTH = 1000  # where there is no terminal, nothing is wrapped
+_ASIDE = {"upkeep_failed"}  # another engine is the sole writer: nothing that a command needs
 _NARROW = 30  # columns up to this are never wrapped, and others not below it
 _STYLES = {"yes": "green", "no": "dim", "ok": "green", "note": "cyan", "warning": "yellow"}
 _STYLES |= {"error": "bold red", "up": "green", "down": "bold red"}
@@ -216,6 +217,8 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
+        if getattr(record, "event", "") in _ASIDE and not self._output.verbose:
+            return
         word = f"{record.levelname.lower()}: {record.name.removeprefix('sync_engine.')}:"
         style = "yellow" if record.levelno >= logging.WARNING else "dim"
         text = shown(redact(record.getMessage()))

@@ -242,10 +242,10 @@ def _steps(results: _Results) -> list[tuple[str, str, str, str, str]]:
         ),
         (
             "found in its log",
-            f"{recovered.positions:,}",
-            size(recovered.file_bytes),
+            f"{recovered.unarchived:,}",
+            size(recovered.bytes),
             duration(recovered.seconds),
-            f"{recovered.unarchived:,} above the archive's cursor: to be delivered",
+            f"above the archive's cursor, of {recovered.positions:,} positions",
         ),
         ("engine reopened", "", "", duration(results.opened_s), "reads and writes from here on"),
         _reading("read back, SHA-256 verified", results.first),

@@ -52,7 +52,7 @@ def cli(
     capsysbinary: pytest.CaptureFixture[bytes],
 ) -> Cli:
     for name in os.environ:
-        if name.startswith("SYNC_ENGINE_"):
+        if name.startswith("SYNC_ENGINE_") or name == "COLUMNS":
             monkeypatch.delenv(name)
 
     def run(*args: str) -> Ran:

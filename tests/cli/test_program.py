@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from sync_engine import SyncEngine
 from sync_engine.cli import main, make_parser
+from sync_engine.cli.signals import Interrupted, Stop
 from sync_engine.cli.table import COMMANDS
 from tests.cli.conftest import Cli
 
@@ -280,6 +282,49 @@ def test_main_leaves_the_process_as_it_was(cli: Cli) -> None:
 
     assert (logger.level, logger.propagate, list(logger.handlers)) == before
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_signal_waits_for_the_write_under_way() -> None:
+    stop, done = Stop(), []
+
+    with stop.installed(), pytest.raises(Interrupted) as caught, stop.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        done.append("the write")
+
+    assert done == ["the write"]
+    assert caught.value.signum == signal.SIGTERM
+
+
+def test_a_second_signal_waits_for_nothing() -> None:
+    stop, done = Stop(), []
+
+    with stop.installed(), pytest.raises(Interrupted), stop.deferred():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("never")
+
+    assert done == []
+
+
+def test_a_signal_outside_of_writes_is_heard_at_once() -> None:
+    stop, done = Stop(), []
+
+    with stop.installed(), pytest.raises(Interrupted):
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("never")
+
+    assert done == []
+
+
+def test_a_look_from_beside_a_running_engine(cli: Cli, data_dir: Path) -> None:
+    """What is archived can be read under another engine_name, without a word about leases."""
+    with SyncEngine.open(data_dir) as engine:
+        engine.submit("a", b"x")
+        assert engine.flush().complete
+
+        ran = cli("get", "a", "--set", "engine_name=cli")
+
+    assert (ran.code, ran.raw, ran.err) == (0, b"x", "")
 
 
 def test_main_takes_the_words_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

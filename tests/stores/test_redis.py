@@ -240,11 +240,13 @@ def test_an_expired_value_still_refuses_older_ones(redis_server: Any, clock: Man
     store = RedisStore(redis_server.url, clock=clock)
     store.attach()
     store.apply([put("a", 5, b"short-lived", expires_at_ms=clock.now_ms() + 100)])
+    (key,) = value_keys(redis_server)
     clock.advance(1.0)
 
     store.fill([put("a", 3, b"read from the archive long ago")])
 
     assert store.get_many(["a"]) == {}
+    assert redis_server.execute("PTTL", key) > 59_000  # it outstays its deadline by a minute
     store.close()
 
 
@@ -343,6 +345,25 @@ def test_foreign_and_corrupt_values_are_misses_and_are_replaced(
     store.apply([put("a", 6)])
     assert store.get_many(["a"])["a"].version == 6
     client.close()
+
+
+@pytest.mark.external
+def test_no_flipped_bit_and_no_cut_passes(store: RedisStore, redis_server: Any) -> None:
+    """The wire and the server notice neither."""
+    store.apply([put("a", 5, b"content")])
+    (key,) = value_keys(redis_server)
+    with redis_server.client() as client:
+        whole = client.get(key)
+        for n in range(len(whole)):
+            flipped = bytearray(whole)
+            flipped[n] ^= 1 << (n % 8)
+            client.set(key, bytes(flipped))
+            assert store.get_many(["a"]) == {}, f"bit flipped in byte {n}"
+            client.set(key, whole[:n])
+            assert store.get_many(["a"]) == {}, f"cut at byte {n}"
+
+    stats = store.stats()
+    assert stats["corrupt"] + stats["foreign"] == 2 * len(whole)
 
 
 @pytest.mark.external

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -134,6 +136,45 @@ def test_an_unknown_master_is_unavailable(
     with pytest.raises(StoreUnavailable, match="no sentinel knows"):
         store.attach()
     store.close()
+
+
+def test_an_old_connection_does_not_lead_back_to_the_server_that_was_left(
+    tmp_path: Path, cache_clock: Clock
+) -> None:
+    """An address that changes its server leaves open connections where they are."""
+    before, after = (
+        RedisServer("--unixsocket", "redis.sock"),
+        RedisServer("--unixsocket", "redis.sock"),
+    )
+    address = tmp_path / "redis.sock"
+    store = RedisStore(f"unix://{address}", clock=cache_clock, timeout_s=10)
+    try:
+        before.start()
+        after.start()
+        address.symlink_to(before.dir / "redis.sock")
+        store.attach()
+        store.apply([put("a", 1)])
+        with ThreadPoolExecutor(1) as pool:
+            before.pause()
+            slow = pool.submit(store.get_many, ["a"])  # holds the only connection
+            time.sleep(0.2)
+            address.unlink()
+            address.symlink_to(after.dir / "redis.sock")
+            store.apply([put("b", 2)])
+            before.resume()
+            slow.result()
+        epochs = store.stats()["epochs"]
+
+        for n in range(4):
+            store.apply([put("c", n)])
+
+        assert store.get_many(["a", "b", "c"]).keys() == {"b", "c"}
+        assert store.stats()["epochs"] == epochs == 1
+        assert len(before.execute("KEYS", "*")) == 2
+    finally:
+        store.close()
+        before.destroy()
+        after.destroy()
 
 
 # -- cluster --------------------------------------------------------------------------------------

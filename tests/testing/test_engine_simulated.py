@@ -98,7 +98,7 @@ def test_a_schedule_is_replayed_by_its_seed(tmp_path: Path) -> None:
 def test_a_planted_fault_is_found(tmp_path: Path) -> None:
     found = [
         violation.kind
-        for seed in range(8)
+        for seed in range(40)
         for violation in run(seed, tmp_path / str(seed), Forgetful)[0]
     ]
     assert "lost" in found

@@ -42,6 +42,10 @@ def _field(info: Any, name: bytes) -> str:
     return ""
 
 
+def _is_replica(replication: Any) -> bool:
+    return _field(replication, b"role") in ("slave", "replica")
+
+
 class Link:
     """One connection, owned by one caller at a time.
 
@@ -87,10 +91,11 @@ class Link:
                 raise answer
         self._run_id = _field(server, b"run_id")
         self.identity = self._proof(replication)
-        if _field(replication, b"role") == "slave":
+        if _is_replica(replication):
             hint = "this server is a replica: point redis_url at the master"
             raise StoreUnavailable(STORE, "connect", hint)
-        if _field(server, b"redis_mode") == "cluster" and not cluster:
+        mode = _field(server, b"redis_mode") or _field(server, b"server_mode")  # of Valkey
+        if mode == "cluster" and not cluster:
             hint = "this server is one of a cluster: use redis+cluster://"
             raise StoreRejected(STORE, "connect", hint)
 
@@ -99,7 +104,7 @@ class Link:
 
     def is_proved_by(self, replication: Any, now: float) -> bool:
         """Tell whether an answer to `PROOF` shows the same master as before."""
-        if isinstance(replication, Exception) or _field(replication, b"role") == "slave":
+        if isinstance(replication, Exception) or _is_replica(replication):
             return False
         self.proved_at = now
         return self._proof(replication) == self.identity

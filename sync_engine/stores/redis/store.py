@@ -52,7 +52,14 @@ class RedisStore:
     Blocking: a call takes one round trip (on a cluster, to all nodes concerned at once), a batch
     above `chunk_bytes_max` several that overlap. A hung server costs `timeout_s` for each server
     concerned; where connections have to be opened, `connect_timeout_s` and `timeout_s` more, for
-    each sentinel or node that is asked in vain.
+    each sentinel or node that is asked in vain. An answer that trickles in is not cut off: the
+    timeout begins anew with every piece of it.
+
+    Server: Redis 6.2 or newer, or Valkey. The user needs ``+get +set +mget +getrange +eval +evalsha
+    +info +select`` and ``~<prefix>:*`` (on a cluster also ``+cluster|slots``); with ``+config|get``
+    values are checked against the server's own limit. Eviction should not be ``allkeys-random``:
+    each time it hits a mark, an epoch ends early. Keys of abandoned epochs are not deleted; those
+    without a deadline stay until they are evicted.
 
     Cost: a write 2 to 5 µs, a read 1 to 3 µs for each small item in a batch of 1,000.
 
@@ -134,7 +141,7 @@ class RedisStore:
             raise ConfigError(f"redis_url: {self._address.shown}: {exc.hint}") from exc
 
     def close(self) -> None:
-        """Close the connections; `attach` opens new ones. Safe twice; calls under way fail."""
+        """Close the connections; `attach` opens new ones. Safe twice; calls under way may fail."""
         with self._lock:
             topology, self._topology = self._topology, None
         if topology is not None:

@@ -87,6 +87,45 @@ class CacheContract:
 
         assert cache.get_many(["a"])["a"].content == b"archived"
 
+    def test_a_fill_changes_nothing_at_the_same_version(self, cache: CacheStore) -> None:
+        cache.apply([put("a", 5, b"written")])
+        cache.fill([put("a", 5, b"copied")])
+
+        assert cache.get_many(["a"])["a"].content == b"written"
+
+    def test_an_expired_fill_is_not_returned(self, cache: CacheStore, cache_clock: Clock) -> None:
+        cache.fill([put("a", 5, expires_at_ms=cache_clock.now_ms() - 1)])
+
+        found = cache.get_many(["a"])
+        assert "a" not in found or found["a"].content is None
+
+    def test_a_deleted_item_can_be_written_anew(self, cache: CacheStore) -> None:
+        cache.apply([put("a", 1)])
+        cache.apply([Change("a", 2, None)])
+        cache.apply([put("a", 3, b"again")])
+
+        assert cache.get_many(["a"])["a"].content == b"again"
+
+    def test_an_expired_change_takes_the_place_of_an_older_one(
+        self, cache: CacheStore, cache_clock: Clock
+    ) -> None:
+        cache.apply([put("a", 1)])
+        cache.apply([put("a", 2, expires_at_ms=cache_clock.now_ms() - 1)])
+
+        found = cache.get_many(["a"])
+        assert "a" not in found or found["a"].content is None
+
+    def test_nothing_asked_is_nothing_answered(self, cache: CacheStore) -> None:
+        cache.apply([])
+        cache.fill([])
+
+        assert cache.get_many([]) == {}
+
+    def test_an_id_asked_twice_is_answered_once(self, cache: CacheStore) -> None:
+        cache.apply([put("a", 1)])
+
+        assert list(cache.get_many(["a", "b", "a"])) == ["a"]
+
     def test_what_expired_is_never_returned(self, cache: CacheStore, cache_clock: Clock) -> None:
         now_ms = cache_clock.now_ms()
         cache.apply([put("past", 1, expires_at_ms=now_ms - 1)])
