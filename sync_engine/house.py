@@ -15,7 +15,7 @@ from sync_engine.config import SyncEngineConfig
 from sync_engine.core.batcher import FlushBatch, FlushReason
 from sync_engine.core.filters import FilterManager
 from sync_engine.core.item import Change, Route
-from sync_engine.errors import StorageError, StoreUnavailable
+from sync_engine.errors import StorageError, StoreRejected, StoreUnavailable
 from sync_engine.flow.arrivals import Arrivals
 from sync_engine.flow.atomic import AtomicWrites
 from sync_engine.flow.circuits import BackendCircuits
@@ -248,6 +248,7 @@ class House:
             retry=self.config.delivery_retry,
             reached=self.arrivals.reached,
             flushed=lambda done, seconds: self._flushed(name, done, seconds),
+            refused=self._refused_by_l2 if name == L2 else lambda _: False,
         )
 
     # -- delivery ---------------------------------------------------------------------------------
@@ -311,6 +312,25 @@ class House:
         self.arrivals.reached(L2)
         self.metrics.counter("l2_cuts").inc()
         _log.warning("l2_cut_off", skipped_to=head)
+
+    def _refused_by_l2(self, change: Change) -> bool:
+        """Mark an id whose value L2 refuses, so that no older value of it is read again.
+
+        Returns:
+            Whether that is all: the archive has the value. Else it goes to the dead letters.
+
+        Raises:
+            StoreUnavailable: L2 refuses the mark too: the fault is not the item's. It lags, and
+                reads see the overlay, until it takes it or is cut off.
+        """
+        if self.l2 is None:
+            return False
+        mark = Change(change.id, change.version, None, routes=_L3)
+        try:
+            self.l2.apply([mark])
+        except StoreRejected as exc:
+            raise StoreUnavailable(L2, "apply", str(exc)) from exc
+        return bool(change.routes & _L3)
 
     def _abandon_l2_keys(self) -> None:
         """Make sure, over crashes too, that L2 moves to a new epoch before it is read again."""

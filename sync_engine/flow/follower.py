@@ -16,7 +16,13 @@ from sync_engine.core.batcher import (
 )
 from sync_engine.core.item import Change
 from sync_engine.core.policies import RetryConfig
-from sync_engine.errors import CircuitOpen, StoreBusy, StoreRejected, StoreUnavailable
+from sync_engine.errors import (
+    CircuitOpen,
+    StorageError,
+    StoreBusy,
+    StoreRejected,
+    StoreUnavailable,
+)
 from sync_engine.flow.guard import Backoff
 from sync_engine.ports import LogSlice, Runtime
 from sync_engine.telemetry import get_logger
@@ -28,6 +34,7 @@ _log = get_logger("flow.follower")
 # A destination that answers pings and still refuses one batch this often has a poison item in it.
 _SUSPECT_AFTER = 5
 _CONDEMN_AFTER = 10
+_WITNESSES_MAX = 8
 
 
 class FollowerLog(Protocol):
@@ -80,6 +87,7 @@ class Follower:
         retry: RetryConfig,
         reached: Callable[[str], None] = lambda _: None,
         flushed: Callable[[FlushBatch, float], None] = lambda _batch, _seconds: None,
+        refused: Callable[[Change], bool] = lambda _: False,
     ) -> None:
         self.name = name
         self.destination = destination
@@ -92,6 +100,7 @@ class Follower:
         self._backoff = Backoff(retry, runtime.random)
         self._reached = reached
         self._flushed = flushed
+        self._refused = refused
         self._items_max = batch.items_max
 
     @property
@@ -160,6 +169,8 @@ class Follower:
             self._deliver(changes[middle:], part)
 
     def _bury(self, change: Change, part: LogSlice, exc: Exception) -> None:
+        if self._refused(change):
+            return
         position = next(
             position
             for position, candidate in enumerate(part.changes, part.after + 1)
@@ -193,9 +204,21 @@ class Follower:
             self._items_max = max(1, self._items_max // 8)
         elif self.failures >= _CONDEMN_AFTER:
             part = self._log.read(self._log.cursor(self.name), 1, 1)
-            for change in part.changes:
-                if change is not None:
-                    self._bury(change, part, exc)
+            (culprit,) = part.changes
+            if culprit is None or not self._takes_others(part.last, culprit.id):
+                return  # it takes nothing at all: the fault is not the item's
+            self._bury(culprit, part, exc)
             self._log.advance(self.name, part.last)
             self._backoff.succeeded()
             self._reached(self.name)
+
+    def _takes_others(self, after: int, culprit: str) -> bool:
+        """Tell whether a later change is taken; versions make it harmless to deliver it early."""
+        for change in self._log.read(after, _WITNESSES_MAX, 1 << 62).changes:
+            if change is not None and change.id != culprit:
+                try:
+                    self.destination.apply([change])
+                except StorageError:
+                    continue
+                return True
+        return False

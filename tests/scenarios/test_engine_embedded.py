@@ -759,3 +759,66 @@ def test_a_full_disk_ends_acknowledgements_at_memory_durability_too(
 
     servers.l3.down = False
     assert engine.flush(20).complete
+
+
+def test_a_value_that_l2_refuses_leaves_no_older_one_behind(start: Start, servers: Servers) -> None:
+    engine = start(servers.stores, **FAST)
+    engine.submit("a", b"old")
+    assert engine.flush(10).complete
+    refuse = servers.l2.store.apply
+    servers.l2.store.apply = lambda changes: (  # type: ignore[method-assign]
+        refuse(changes) if all(c.content is None for c in changes) else _reject()
+    )
+
+    engine.submit("a", b"too large for L2")
+    report = engine.flush(10)
+    engine._house.l1.clear()  # type: ignore[union-attr]
+
+    assert (report.complete, report.dead_letters) == (True, 0)
+    assert engine.get("a").content == b"too large for L2"  # type: ignore[union-attr]
+
+
+def test_an_l2_that_refuses_everything_lags_and_nothing_old_is_read(
+    start: Start, servers: Servers
+) -> None:
+    """As with a password that was changed while we run."""
+    engine = start(servers.stores, **FAST)
+    engine.submit("a", b"old")
+    assert engine.flush(10).complete
+    servers.l2.store.apply = lambda changes: _reject()  # type: ignore[method-assign]
+
+    engine.submit("a", b"new")
+    assert set(engine.flush(0.5).left) == {"l2"}
+    engine._house.l1.clear()  # type: ignore[union-attr]
+
+    assert engine.get("a").content == b"new"  # type: ignore[union-attr]
+    assert engine.dead_letters() == []
+
+
+def test_an_archive_that_answers_and_takes_nothing_fills_no_dead_letters(
+    start: Start, servers: Servers
+) -> None:
+    """A dropped table is not the items' fault; one item that alone cannot be taken is."""
+    engine = start(servers.stores, **FAST, l3_circuit_failures_max=1000)
+    broken = {"everything": True}
+    apply = servers.l3.store.apply
+
+    def picky(changes: Any) -> None:
+        if broken["everything"] or any(c.id == "odd" for c in changes):
+            raise StoreUnavailable("l3", "apply", "no such table")
+        apply(changes)
+
+    servers.l3.store.apply = picky  # type: ignore[method-assign]
+    for id in ("odd", "b", "c"):
+        engine.submit(id, b"v")
+    engine.flush(3)
+    assert engine.dead_letters() == []
+
+    broken["everything"] = False
+    assert engine.flush(20).complete
+    assert [letter.change.id for letter in engine.dead_letters()] == ["odd"]
+    assert set(servers.archive.get_many(["b", "c"])) == {"b", "c"}
+
+
+def _reject() -> None:
+    raise StoreRejected("l2", "apply", "a value is larger than the server takes")
