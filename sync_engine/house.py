@@ -365,8 +365,9 @@ class House:
             more = log.tidy()
             self._tidy_at = now if more else now + max(0.1, config.fsync_interval_s)
             self._measure()
+        head = log.head()  # before the look: what comes in between wakes this job
         if log.idle():
-            log.want("log", log.head() + 1)
+            log.want("log", head + 1)
             return 1.0
         return config.log_interval_s
 
