@@ -41,7 +41,18 @@ from sync_engine.errors import (
 )
 from sync_engine.flow.circuits import BackendCircuits, CircuitBreaker
 from sync_engine.flow.writer import Receipt
-from sync_engine.ports import ArchiveStore, BlobStore, CacheStore, Clock, Runtime, Sink, Source
+from sync_engine.ports import (
+    AdapterContext,
+    ArchiveStore,
+    BlobStore,
+    CacheStore,
+    Clock,
+    PositionedSink,
+    Runtime,
+    Sink,
+    Source,
+    SourceBatch,
+)
 from sync_engine.telemetry import LatencyTimer, time_operation
 from sync_engine.wal.log import WriteAheadLog
 from sync_engine.wal.records import DeadLetter, WalStats
@@ -49,6 +60,7 @@ from sync_engine.wal.records import DeadLetter, WalStats
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdapterContext",
     "ArchiveStore",
     "AsyncReceipt",
     "AsyncSyncEngine",
@@ -87,12 +99,14 @@ __all__ = [
     "ItemStatus",
     "LatencyTimer",
     "OptionsKey",
+    "PositionedSink",
     "PressurePolicy",
     "Receipt",
     "RetryConfig",
     "Runtime",
     "Sink",
     "Source",
+    "SourceBatch",
     "StorageError",
     "StoreBusy",
     "StoreRejected",

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from sync_engine.core.item import Change
 
 __all__ = [
+    "AdapterContext",
     "ArchiveInfo",
     "ArchiveStore",
     "BlobInfo",
@@ -25,9 +27,11 @@ __all__ = [
     "LogSlice",
     "NearCache",
     "Overtaken",
+    "PositionedSink",
     "Runtime",
     "Sink",
     "Source",
+    "SourceBatch",
     "WritableLog",
 ]
 
@@ -101,11 +105,21 @@ class Runtime(Protocol):
 
 
 class Sink(Protocol):
-    """A place changes are delivered to.
+    """A place changes are delivered to; a store is a sink that reads back.
 
     `apply` keeps, for every id, the change with the largest version. Delivering a batch twice, or
     after a newer one, therefore leaves the sink as it was.
     """
+
+    name: str
+
+    def attach(self) -> object:
+        """Connect, and create or check what is needed. Called again after `close` or a failure.
+
+        Raises:
+            StoreUnavailable: It is not there now.
+            ConfigError: It can never serve us as configured; says what to do.
+        """
 
     def apply(self, changes: Sequence[Change]) -> None:
         """Take the whole batch or none of it; ids in a batch are unique.
@@ -113,6 +127,38 @@ class Sink(Protocol):
         Raises:
             StoreUnavailable: Try again later; nothing is known to be applied.
             StoreRejected: This batch can never be applied as a whole.
+        """
+
+    def ping(self) -> float:
+        """Return the seconds of one round trip.
+
+        Raises:
+            StoreUnavailable: No answer within the budget.
+        """
+
+    def close(self) -> None:
+        """Let go of connections; safe twice, safe before `attach`."""
+
+
+class PositionedSink(Sink, Protocol):
+    """A sink that keeps, with the effect of a batch, the position that the batch ends at.
+
+    What it answers after a crash is then the truth about what it holds, whatever the log's own
+    cursor says: effects that version guards cannot make harmless happen once.
+    """
+
+    def position(self, log_uuid: str) -> int | None:
+        """Return the position stored for a log; None where this target has never followed it.
+
+        Raises:
+            StoreUnavailable: Try again later.
+        """
+
+    def apply_at(self, changes: Sequence[Change], log_uuid: str, position: int) -> None:
+        """Take the whole batch and its last position, or nothing.
+
+        A position at or below the stored one changes nothing. Changes come in the order of the log;
+        `changes` may be empty. Raises as `apply`.
         """
 
 
@@ -434,11 +480,72 @@ class BlobStore(Protocol):
         """Delete objects; absent ones are fine."""
 
 
-class Source(Protocol):
-    """Gives changes. Each carries an opaque token; what is acknowledged is not given again."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceBatch:
+    """What a source gives at one time.
 
-    def poll(self, items_max: int) -> Sequence[tuple[Change, bytes]]:
-        """Return up to `items_max` new changes, each with its token, in order."""
+    Attributes:
+        changes: In the order they happened; an id may come again. A version of 0 asks the engine
+            for one; any other is kept, and an older one than the engine's own changes nothing.
+        token: Acknowledges these changes and all before them; opaque.
+        wait_s: Seconds until asking again is worth it: 0.0 is now, infinity waits for a wake.
+    """
+
+    changes: Sequence[Change]
+    token: bytes
+    wait_s: float = 0.0
+
+
+class Source(Protocol):
+    """Gives changes. What was acknowledged is not given again; all else is, after any crash.
+
+    Owned by one job: no two methods run at a time.
+    """
+
+    name: str
+
+    def attach(self) -> object:
+        """Connect, and open what is remembered. Called again after `close` or a failure.
+
+        Raises:
+            StoreUnavailable: It is not there now.
+            ConfigError: It can never serve us as configured; says what to do.
+        """
+
+    def poll(self, items_max: int) -> SourceBatch:
+        """Return up to `items_max` changes that follow those of the last poll.
+
+        Bounded: returns an empty batch rather than wait for something to happen.
+
+        Raises:
+            StoreUnavailable: Try again later; nothing was skipped.
+        """
 
     def ack(self, token: bytes) -> None:
-        """Remember, durably, that everything up to the token was taken."""
+        """Remember, durably, that everything up to the token was taken; older tokens are fine."""
+
+    def progress(self) -> Mapping[str, float]:
+        """Return counters and gauges for people to see. Never blocks; any thread."""
+
+    def close(self) -> None:
+        """Let go of everything; what was polled and not acknowledged is given again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterContext:
+    """What the factory of a source or sink is given beside its own settings.
+
+    A factory is ``factory(context, **settings)``; it checks its settings, raises `ConfigError` that
+    names the wrong one, and connects to nothing yet.
+
+    Attributes:
+        name: Name of this instance, unique in its engine.
+        runtime: Time, locks, randomness.
+        data_dir: Directory for files of its own; name them after the instance.
+        wake: Ends the waiting of its job now; any thread.
+    """
+
+    name: str
+    runtime: Runtime
+    data_dir: Path
+    wake: Callable[[], None]

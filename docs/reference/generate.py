@@ -55,8 +55,11 @@ GROUPS: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "Ports": (
-        "What stores and runtimes have to do. Nothing implements `BlobStore` and `Source` yet.",
-        ["Clock", "Runtime", "Sink", "CacheStore", "ArchiveStore", "BlobStore", "Source"],
+        "What stores, sinks, sources and runtimes have to do.",
+        [
+            "Clock", "Runtime", "Sink", "PositionedSink", "CacheStore", "ArchiveStore", "BlobStore",
+            "Source", "SourceBatch", "AdapterContext",
+        ],
     ),
 }  # fmt: skip
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from sync_engine.core.item import Change
 from sync_engine.errors import ConfigError, StorageError, StoreUnavailable
 from sync_engine.flow.guard import Guard
+from sync_engine.ports import Sink
 from sync_engine.telemetry import get_logger
 
-__all__ = ["AttachableStore", "Tier"]
+__all__ = ["Tier"]
 
 _log = get_logger("flow.tier")
 
@@ -18,18 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class AttachableStore(Protocol):
-    """What L2 and L3 stores have in common."""
-
-    name: str
-
-    def attach(self) -> Any: ...  # noqa: D102 - see ports
-    def apply(self, changes: Sequence[Change]) -> None: ...  # noqa: D102
-    def ping(self) -> float: ...  # noqa: D102
-    def close(self) -> None: ...  # noqa: D102
-
-
-S = TypeVar("S", bound=AttachableStore)
+S = TypeVar("S", bound=Sink)
 
 
 class Tier(Generic[S]):

@@ -1,0 +1,1 @@
+"""How the engine speaks S3: addresses, clients, errors, listings, verified uploads."""
