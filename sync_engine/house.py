@@ -98,8 +98,8 @@ class _Listener(LogListener):
         else:
             l1.discard_many([change.id for change in changes])
 
-    def wake(self) -> None:
-        for name in self._house.job_names:
+    def wake(self, names: Sequence[str]) -> None:
+        for name in names:
             self._house.runtime.wake(name)
 
 

@@ -141,11 +141,12 @@ class Reader:
         """
         mine: dict[str, _Flight] = {}
         others: dict[str, _Flight] = {}
+        landed = self._runtime.event()  # one for all: they are asked, and land, together
         with self._lock:
             for change_id in ids:
                 flight = self._flights.get(change_id)
                 if flight is None or flight.overtaken:  # its answer may be older than this call
-                    mine[change_id] = self._flights[change_id] = _Flight(self._runtime.event())
+                    mine[change_id] = self._flights[change_id] = _Flight(landed)
                 else:
                     others[change_id] = flight
         found = self._fly(mine) if mine else {}
@@ -174,8 +175,7 @@ class Reader:
                         del self._flights[change_id]
                     flight.answer = found.get(change_id)
                     flight.error = error
-            for flight in flights.values():
-                flight.landed.set()
+            next(iter(flights.values())).landed.set()  # they share it
         return found
 
     def _ask(self, flights: dict[str, _Flight]) -> dict[str, Change]:

@@ -27,7 +27,7 @@ _SWEEP = 4
 _NOTHING = Change("", 0, None, expires_at_ms=1)
 
 
-class EvictionCause(enum.Enum):
+class EvictionCause(enum.StrEnum):
     """Why an entry left."""
 
     ROOM = "room"
@@ -230,7 +230,8 @@ class MemoryCache:
         else:
             if self._mortal:
                 self._sweep(_SWEEP)
-            self._make_room(id, cost)
+            if self._bytes + cost > self._soft_bytes:
+                self._make_room(id, cost)
             self._store(change, cost)
 
     def _store(self, change: Change, cost: int) -> None:

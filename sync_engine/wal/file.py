@@ -37,7 +37,8 @@ CREATE TABLE snapshot (name TEXT PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL);
 """
 _HEAD = struct.Struct("<qQ")
-_PAGE_BYTES = 4096
+_PAGE_BYTES = 8192
+_COMMIT_BYTES = 2 * _PAGE_BYTES  # what a commit adds to the journal beside its content
 
 
 class LogFile:
@@ -59,11 +60,14 @@ class LogFile:
             self._db = self._connect()
             self._prepare()
             self._reader = self._connect()
+            (page_bytes,) = self._reader.execute("PRAGMA page_size").fetchone()
+            self._page_bytes = int(page_bytes)
         except sqlite3.DatabaseError as exc:
             raise CorruptData(
                 str(path), f"not a usable log file ({exc}); move it away to start empty"
             ) from exc
         self._wal_path = Path(f"{path}-wal")
+        self._journal_bytes = self._wal_path.stat().st_size if self._wal_path.exists() else 0
         self._sync_fd = -1
         self._head_fd = os.open(
             path.with_suffix(".head"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
@@ -95,6 +99,7 @@ class LogFile:
         )
         db.execute("PRAGMA trusted_schema=OFF")
         db.execute("PRAGMA cell_size_check=ON")
+        db.execute("PRAGMA secure_delete=OFF")  # some builds overwrite what is deleted: as dear
         return db
 
     def _prepare(self) -> None:
@@ -110,6 +115,8 @@ class LogFile:
                 f"data_dir: {self.path} has log format {version}, this version knows {FORMAT}: "
                 "upgrade sync-engine"
             )
+        if not tables:
+            self._db.execute(f"PRAGMA page_size={_PAGE_BYTES}")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("PRAGMA wal_autocheckpoint=0")
@@ -170,6 +177,7 @@ class LogFile:
             )
         except sqlite3.Error as exc:
             raise self._unwritable("append", exc) from exc
+        self._journal_bytes += len(body) + _COMMIT_BYTES
 
     def save(
         self,
@@ -255,24 +263,24 @@ class LogFile:
         return position if xxh3_64_intdigest(data[:8]) == digest else 0
 
     def checkpoint(self) -> None:
-        """Copy the journal into the file. Blocks for its syncs."""
-        with suppress(
-            sqlite3.OperationalError
-        ):  # busy readers or a full disk: the next one does it
-            self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
-
-    def journal_bytes(self) -> int:
-        """Return the size of SQLite's journal."""
+        """Copy the journal into the file, and begin it anew. Blocks for its syncs."""
         try:
-            return self._wal_path.stat().st_size
-        except FileNotFoundError:
-            return 0
+            (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+        except sqlite3.OperationalError:  # a full disk, say: the next one does it
+            return
+        if not busy:
+            self._journal_bytes = 0
+
+    @property
+    def journal_bytes(self) -> int:
+        """About how much SQLite's journal holds; its file keeps the largest size it had."""
+        return self._journal_bytes
 
     def used_bytes(self) -> int:
         """Return the bytes in use: pages that hold something, not the size of the file."""
         (pages,) = self._reader.execute("PRAGMA page_count").fetchone()
         (free,) = self._reader.execute("PRAGMA freelist_count").fetchone()
-        return int(pages - free) * _PAGE_BYTES
+        return int(pages - free) * self._page_bytes
 
     def _sync_directory(self) -> None:
         fd = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)

@@ -27,6 +27,7 @@ class FrameReader:
         self._file = file
         self._lock = lock
         self._where = str(file.path)
+        self._last = LogSlice(-1, ())
 
     def one(self, position: int) -> Change | None:
         """Return the change at a position; None if it is void or not in the file."""
@@ -43,20 +44,33 @@ class FrameReader:
         Raises:
             CorruptData: A record fails its check, or positions are missing between frames.
         """
+        known = self._last  # a follower's batch is read again when its cursor passes it
+        if known.after == after and len(known.changes) >= items_max:
+            return LogSlice(after, cut(known.changes[:items_max], bytes_max))
         changes: list[Change | None] = []
-        size = 0
-        with self._lock:
-            frames = self._file.frames(after, 1 + items_max // _FRAMES_ITEMS)
-        expected = after + 1
-        for first, count, body in frames:
-            if first > expected:
-                raise self.missing(expected, first - 1)
-            if size >= bytes_max or len(changes) >= items_max:
+        size = frames_read = 0
+        limit = 1 + items_max // _FRAMES_ITEMS
+        while len(changes) < items_max and size < bytes_max:
+            had = len(changes)
+            expected = after + had + 1
+            with self._lock:
+                frames = self._file.frames(expected - 1, limit)
+            for first, count, body in frames:
+                if first > expected:
+                    raise self.missing(expected, first - 1)
+                if size >= bytes_max or len(changes) >= items_max:
+                    break
+                changes += frame.unpack(first, count, body, self._where)[expected - first :]
+                size += len(body)
+                expected = first + count
+            frames_read += len(frames)
+            if len(frames) < limit or len(changes) == had:
                 break
-            changes += frame.unpack(first, count, body, self._where)[expected - first :]
-            size += len(body)
-            expected = first + count
-        return LogSlice(after, cut(changes[:items_max], bytes_max))
+            # As many as will fill the slice if the others are like these.
+            limit = max(1, min(items_max - len(changes), (bytes_max - size) * frames_read // size))
+        part = LogSlice(after, cut(changes[:items_max], bytes_max))
+        self._last = part
+        return part
 
     def missing(self, first: int, last: int) -> CorruptData:
         """Return the error for positions that should be in the file."""

@@ -31,8 +31,9 @@ __all__ = ["WriteAheadLog"]
 _FRAME_ITEMS = 256
 _FRAME_BYTES = 1 << 20
 _VERSION_MARGIN = version_of_ms(5_000)
-_CHECKPOINT_BYTES = 16 << 20
+_CHECKPOINT_BYTES = 32 << 20
 _TRIM_ITEMS = 512
+_NOBODY = 1 << 62
 
 
 class WriteAheadLog:
@@ -76,7 +77,7 @@ class WriteAheadLog:
         self._fatal: EngineFailed | None = None
         self._write_error: StoreUnavailable | None = None
         self._wants: dict[str, int] = {}
-        self._wake_at = 0
+        self._wake_at = _NOBODY
         self._pending_bytes = 0
         floor = min(self._cursors.values(), default=0)
         last = max(self._file.last(), *self._cursors.values(), 0)
@@ -219,8 +220,15 @@ class WriteAheadLog:
         self.overlay.put_many(changes)
         self._listener.visible(changes)
         if self._head >= self._wake_at:
-            self._wake_at = self._head + (1 << 62)
-            self._listener.wake()
+            self._wake_due()
+
+    def _wake_due(self) -> None:
+        """Wake those whose wanted position is reached, once, and nobody else. State lock held."""
+        due = [name for name, position in self._wants.items() if position <= self._head]
+        for name in due:
+            del self._wants[name]
+        self._wake_at = min(self._wants.values(), default=_NOBODY)
+        self._listener.wake(due)
 
     @property
     def appended(self) -> int:
@@ -384,9 +392,9 @@ class WriteAheadLog:
         """Ask to be woken once the head reaches a position."""
         with self._lock:
             self._wants[name] = position
-            self._wake_at = min(self._wants.values())
+            self._wake_at = min(self._wake_at, position)
             if self._head >= position:
-                self._listener.wake()
+                self._wake_due()
 
     def lag(self, name: str) -> int:
         """Return how many positions a follower has before it."""
@@ -489,7 +497,7 @@ class WriteAheadLog:
             more = False
             if changed:
                 more = self._save(release_to=released) >= 1000
-            if self._file.journal_bytes() > _CHECKPOINT_BYTES:
+            if self._file.journal_bytes > _CHECKPOINT_BYTES:
                 self._file.checkpoint()
         return more
 

@@ -69,5 +69,5 @@ class LogListener:
     def released(self, changes: Sequence[Change], *, in_memory: bool) -> None:
         """Changes that were newest of their ids are about to leave the overlay."""
 
-    def wake(self) -> None:
-        """A follower has as much to deliver as it waited for."""
+    def wake(self, names: Sequence[str]) -> None:
+        """These followers have as much to deliver as they waited for."""

@@ -267,7 +267,7 @@ def test_a_filter_that_cannot_take_an_id_is_not_trusted_any_more(
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(CuckooFilter, "add", fail)
+    monkeypatch.setattr(CuckooFilter, "add_new", fail)
     monkeypatch.setattr(CuckooFilter, "add_many", fail)
     with pytest.raises(MemoryError):
         manager.add("b")

@@ -36,7 +36,7 @@ class Ear(LogListener):
     def released(self, changes: Sequence[Change], *, in_memory: bool) -> None:
         self.left += changes
 
-    def wake(self) -> None:
+    def wake(self, names: Sequence[str]) -> None:
         self.wakes += 1
 
 

@@ -34,6 +34,9 @@ class ExistenceFilter(Protocol):
     def add(self, id: str) -> None:
         """Add an id. It is in the filter from then on, whatever the filter has to do for it."""
 
+    def add_new(self, id: str) -> None:
+        """Add an id unless it looks known: for a filter that nothing is ever taken out of."""
+
     def add_many(self, ids: Sequence[str]) -> None:
         """Add ids; much cheaper than one by one."""
 

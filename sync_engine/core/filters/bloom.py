@@ -60,6 +60,8 @@ class BloomFilter:
         """Add an id; one that looks known is not added again."""
         self._bloom.add(str(hash_id(id, self.seed)))
 
+    add_new = add
+
     def add_many(self, ids: Sequence[str]) -> None:
         """Add ids; no cheaper than one by one."""
         for id in ids:

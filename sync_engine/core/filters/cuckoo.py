@@ -71,6 +71,15 @@ class CuckooFilter:
         """Add one copy of an id."""
         self._add(hash_id(id, self.seed))
 
+    def add_new(self, id: str) -> None:
+        """Add an id unless it looks known: for a filter that nothing is ever taken out of."""
+        hash = hash_id(id, self.seed)
+        for table in self._tables:
+            if table.holds(hash):
+                return
+        if hash not in self._repeats:
+            self._add(hash)
+
     def _add(self, hash: int) -> None:
         newest = self._tables[0]
         if newest.count < newest.room and newest.insert(hash):

@@ -144,13 +144,14 @@ class FilterManager:
             if live is None or live.might_contain(id):
                 return
         with self._lock:
-            for filter in self._filters():
-                try:
-                    if not filter.might_contain(id):
-                        filter.add(id)
-                except BaseException:
-                    self._distrust("an id could not be added")
-                    raise
+            try:
+                if self._live is not None:
+                    self._live.add_new(id)
+                if self._warmup is not None:
+                    self._warmup.filter.add_new(id)
+            except BaseException:
+                self._distrust("an id could not be added")
+                raise
 
     def add_many(self, ids: Sequence[str]) -> None:
         """Add ids, before the archive's transaction that stores them."""

@@ -54,13 +54,15 @@ class CuckooTable:
 
     def insert(self, hash: int) -> bool:
         """Put a fingerprint in; False leaves the table as it was."""
+        slots = self.slots
         tag = hash >> 48 or 1
         first = hash & self.mask
         second = (hash ^ tag * _SPREAD) & self.mask
-        for bucket in (first, second):
-            slot = self._free(bucket)
-            if slot >= 0:
-                self.slots[slot] = tag
+        for slot in (first << 2, second << 2):
+            if not slots[slot + 3]:  # taken slots come first
+                while slots[slot]:
+                    slot += 1
+                slots[slot] = tag
                 self.count += 1
                 return True
         path = self._search(first, second)

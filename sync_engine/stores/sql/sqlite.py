@@ -12,6 +12,7 @@ import os
 import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from sync_engine.stores.sql.rows import COLUMNS, Row
 
 __all__ = ["SqliteDialect"]
 
+_ROW = f"({', '.join('?' * len(COLUMNS))})"
+_ROWS_AT_ONCE = (100, 10, 1)
 _UPSERT = (
     f"INSERT INTO {{t}} ({', '.join(COLUMNS)})"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    f" VALUES {_ROW}"
     " ON CONFLICT (id) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name in COLUMNS[1:])
     + " WHERE excluded.version > version"
@@ -38,6 +41,8 @@ _PURGE = (
     " ORDER BY tombstone LIMIT ?)"
 )
 _JOURNAL_BYTES_MAX = 64 << 20
+_PAGE_BYTES = 8192  # rows of a kilobyte: a fifth less work than pages of 4 KiB
+_CHECKPOINT_PAGES = 4000
 
 
 class SqliteDialect(Dialect):
@@ -55,6 +60,7 @@ class SqliteDialect(Dialect):
         self.path = Path(settings.url.database or "").absolute()
         self._reader: Engine | None = None
         self._opened = 0
+        self._upsert_texts: list[tuple[int, str]] = []
 
     @property
     def engine(self) -> Engine:
@@ -104,8 +110,10 @@ class SqliteDialect(Dialect):
         del info
         self._opened += 1
         self._prepare_common(connection)
+        connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")  # of a new file only
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit={_JOURNAL_BYTES_MAX}")
 
     def _prepare_reader(self, connection: Connection, info: dict[Any, Any]) -> None:
@@ -117,6 +125,7 @@ class SqliteDialect(Dialect):
         connection.text_factory = bytes  # damaged text must not fail its neighbours' rows
         connection.execute("PRAGMA trusted_schema=OFF")
         connection.execute("PRAGMA cell_size_check=ON")
+        connection.execute("PRAGMA secure_delete=OFF")  # some builds overwrite what is deleted
         (encoding,) = connection.execute("PRAGMA encoding").fetchone()
         if encoding != b"UTF-8":
             raise ConfigError(
@@ -132,9 +141,26 @@ class SqliteDialect(Dialect):
         super().close()
 
     def upsert(self, connection: Connection, info: dict[Any, Any], rows: Sequence[Row]) -> None:
-        """Write rows with one prepared statement."""
+        """Write rows, many with one statement.
+
+        The driver lets other threads run at every statement and has to wait for them after it: row
+        by row, a thread that computes would slow the batch down tenfold and more.
+        """
         del info
-        connection.executemany(self.text(_UPSERT), rows)
+        start = 0
+        for shape, text in self._upserts():
+            while len(rows) - start >= shape:
+                part = rows[start : start + shape]
+                connection.execute(text, list(chain.from_iterable(part)))
+                start += shape
+
+    def _upserts(self) -> list[tuple[int, str]]:
+        if not self._upsert_texts:
+            text = self.text(_UPSERT)
+            self._upsert_texts = [
+                (shape, text.replace(_ROW, ", ".join([_ROW] * shape))) for shape in _ROWS_AT_ONCE
+            ]
+        return self._upsert_texts
 
     def select(
         self, connection: Connection, columns: str, ids: Sequence[str]
