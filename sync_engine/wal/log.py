@@ -19,11 +19,13 @@ from sync_engine.core.item import Change
 from sync_engine.core.version import ENGINE_NUMBER_MAX, VersionClock, version_of_ms
 from sync_engine.errors import EngineFailed, StoreUnavailable
 from sync_engine.ports import LogSlice, Overtaken, Runtime
+from sync_engine.wal.cursors import Cursors
 from sync_engine.wal.dead import DeadLetters
 from sync_engine.wal.file import LogFile
 from sync_engine.wal.frame_reader import FrameReader
 from sync_engine.wal.overlay import Overlay
 from sync_engine.wal.records import DeadLetter, LogListener, WalStats
+from sync_engine.wal.release import Release
 from sync_engine.wal.tail import Tail, cut, size_of
 
 __all__ = ["WriteAheadLog"]
@@ -32,8 +34,6 @@ _FRAME_ITEMS = 256
 _FRAME_BYTES = 1 << 20
 _VERSION_MARGIN = version_of_ms(5_000)
 _CHECKPOINT_BYTES = 32 << 20
-_TRIM_ITEMS = 512
-_NOBODY = 1 << 62
 
 
 class WriteAheadLog:
@@ -68,32 +68,29 @@ class WriteAheadLog:
         self._sync_lock = runtime.lock()
         self._reader = FrameReader(self._file, runtime.lock())
         self.uuid = str(self._file.meta("uuid"))
-        self._cursors = self._file.cursors()
-        self._overlay_names: tuple[str, ...] = (archive,)
+        self._cursors = Cursors(self._file.cursors(), archive)
         self.overlay = Overlay()
         self.dead = DeadLetters(self._file, self._write_lock, self._lock, self.overlay, archive)
         self._soft: set[int] = set()
         self._failed: dict[int, Exception] = {}
         self._fatal: EngineFailed | None = None
         self._write_error: StoreUnavailable | None = None
-        self._wants: dict[str, int] = {}
-        self._wake_at = _NOBODY
         self._pending_bytes = 0
-        floor = min(self._cursors.values(), default=0)
-        last = max(self._file.last(), *self._cursors.values(), 0)
+        last = max(self._file.last(), *self._cursors.all().values(), 0)
         noted = self._file.noted_head()
         self._lost = max(0, noted - last)
         if self._lost:  # keep positions dense: what the disk lost is void from now on
             self._file.append(last + 1, [None] * self._lost)
         self._head = self._written = self._synced = last + self._lost
         self._tail = Tail(self._head)
-        self._released = self._overlay_floor = floor
+        self._release = Release(
+            self._tail, self.overlay, self._reader, self._cursors, listener, self._lock
+        )
         version = int(self._file.meta("version_ceiling"))
         self.versions = VersionClock(
             self._clock.now_ms, int(self.uuid[:8], 16) & ENGINE_NUMBER_MAX, version
         )
         self._ceiling = version
-        self._saved_cursors = dict(self._cursors)
         self._load()
 
     # -- opening ----------------------------------------------------------------------------------
@@ -101,8 +98,8 @@ class WriteAheadLog:
     def _load(self) -> None:
         """Rebuild the overlay from what lies above the cursors; bytes stay in the file."""
         self.dead.load()
-        archived = self._cursors.get(self._archive, 0)
-        after = self._overlay_floor
+        archived = self._cursors.of(self._archive)
+        after = self._release.overlay_floor
         while after < self._written:
             part = self._reader.slice(after, _FRAME_ITEMS, _FRAME_BYTES)
             if not part.changes:
@@ -124,27 +121,23 @@ class WriteAheadLog:
             at_head: Where a new one starts: at the head, or at the oldest change kept.
         """
         with self._lock:
-            if name not in self._cursors:
-                self._cursors[name] = self._head if at_head else self._released
-            if overlay and name not in self._overlay_names:
-                self._overlay_names = (*self._overlay_names, name)
-        self._settle()
+            start = self._head if at_head else self._release.position
+            self._cursors.add(name, start, overlay=overlay)
+        self._release.settle()
 
     def unfollow(self, name: str) -> None:
         """Forget a follower; the log no longer waits for it."""
         with self._write_lock:
             self._file.forget_cursor(name)
             with self._lock:
-                self._cursors.pop(name, None)
-                self._saved_cursors.pop(name, None)
-                self._overlay_names = tuple(n for n in self._overlay_names if n != name)
-        self._settle()
+                self._cursors.forget(name)
+        self._release.settle()
 
     @property
     def followers(self) -> dict[str, int]:
         """Cursors by name."""
         with self._lock:
-            return dict(self._cursors)
+            return self._cursors.all()
 
     # -- appending --------------------------------------------------------------------------------
 
@@ -219,16 +212,8 @@ class WriteAheadLog:
         """Make changes readable and wake who waits for them. State lock held."""
         self.overlay.put_many(changes)
         self._listener.visible(changes)
-        if self._head >= self._wake_at:
-            self._wake_due()
-
-    def _wake_due(self) -> None:
-        """Wake those whose wanted position is reached, once, and nobody else. State lock held."""
-        due = [name for name, position in self._wants.items() if position <= self._head]
-        for name in due:
-            del self._wants[name]
-        self._wake_at = min(self._wants.values(), default=_NOBODY)
-        self._listener.wake(due)
+        if self._head >= self._cursors.wake_at:
+            self._listener.wake(self._cursors.due(self._head))
 
     @property
     def appended(self) -> int:
@@ -265,7 +250,8 @@ class WriteAheadLog:
         if self._fatal is not None:
             raise self._fatal
         with self._lock:
-            skipped = self._released if self._released > self._written else 0
+            released = self._release.position
+            skipped = released if released > self._written else 0
             after = max(self._written, skipped)
             changes: Sequence[Change | None] = self._tail.between(after, self._tail.last)
             ceiling = self.versions.last
@@ -386,19 +372,18 @@ class WriteAheadLog:
 
     def cursor(self, name: str) -> int:
         """Return a follower's delivered position."""
-        return self._cursors.get(name, 0)
+        return self._cursors.of(name)
 
     def want(self, name: str, position: int) -> None:
         """Ask to be woken once the head reaches a position."""
         with self._lock:
-            self._wants[name] = position
-            self._wake_at = min(self._wake_at, position)
+            self._cursors.want(name, position)
             if self._head >= position:
-                self._wake_due()
+                self._listener.wake(self._cursors.due(self._head))
 
     def lag(self, name: str) -> int:
         """Return how many positions a follower has before it."""
-        return self._head - self._cursors.get(name, 0)
+        return self._head - self._cursors.of(name)
 
     # -- cursors and release ----------------------------------------------------------------------
 
@@ -407,12 +392,11 @@ class WriteAheadLog:
         if failpoints.armed:
             failpoints.hit("log.advance")
         if name == self._archive:
-            self._count_archived(self._cursors.get(name, 0), position)
+            self._count_archived(self._cursors.of(name), position)
         with self._lock:
-            if position <= self._cursors.get(name, 0):
-                return
-            self._cursors[name] = position
-        self._settle()
+            moved = self._cursors.move(name, position)
+        if moved:
+            self._release.settle()
 
     def _count_archived(self, after: int, upto: int) -> None:
         while after < upto:
@@ -423,45 +407,6 @@ class WriteAheadLog:
             with self._lock:
                 self._pending_bytes -= size
             after = part.last
-
-    def _settle(self) -> None:
-        """Move the floors up to the cursors."""
-        while True:
-            with self._lock:
-                floor = min((self._cursors.get(n, 0) for n in self._overlay_names), default=0)
-                after = self._overlay_floor
-                if floor <= after:
-                    break
-                if after >= self._tail.base:
-                    changes = self._tail.between(after, floor)
-                    self._listener.released(self.overlay.current(changes), in_memory=True)
-                    self.overlay.drop(after + 1, changes)
-                    self._unpin(changes)
-                    self._overlay_floor = floor
-                    break
-            part = self._reader.slice(after, min(4096, floor - after), 1 << 62)
-            with self._lock:
-                if self._overlay_floor == after:
-                    gone = [change for change in part.changes if change is not None]
-                    self._listener.released(gone, in_memory=False)
-                    self.overlay.drop(after + 1, part.changes)
-                    self._unpin(part.changes)
-                    self._overlay_floor = part.last
-        self._trim()
-
-    def _unpin(self, changes: Sequence[Change | None]) -> None:
-        if self.overlay.has_pinned:
-            for change in changes:
-                if change is not None:
-                    self.overlay.unpin(change.id, change.version - 1)
-
-    def _trim(self) -> None:
-        with self._lock:
-            self._released = max(self._released, min(self._cursors.values(), default=0))
-            floor = min(self._released, self._overlay_floor)
-            count = floor - self._tail.base
-            if count >= _TRIM_ITEMS or 0 < count == self._tail.last - self._tail.base:
-                self._tail.drop(count)
 
     # -- housekeeping: the log's own job ----------------------------------------------------------
 
@@ -480,20 +425,14 @@ class WriteAheadLog:
 
     def spill(self) -> None:
         """Leave the bytes of the oldest changes to the file while memory is over its budget."""
-        while self._tail.size_bytes > self._memory_bytes_max:
-            with self._lock:
-                first = self._tail.base + 1
-                count = min(4096, self._written - self._tail.base)
-                if count <= 0:
-                    return
-                self.overlay.spill(first, self._tail.drop(count))
+        self._release.spill(self._written, self._memory_bytes_max)
 
     def tidy(self) -> bool:
         """Save cursors, drop released frames, checkpoint; return whether more is left to drop."""
         with self._write_lock:
             with self._lock:
-                changed = self._cursors != self._saved_cursors
-                released = self._released
+                changed = self._cursors.unsaved
+                released = self._release.position
             more = False
             if changed:
                 more = self._save(release_to=released) >= 1000
@@ -503,13 +442,13 @@ class WriteAheadLog:
 
     def _save(self, *, ceiling: int = 0, release_to: int = 0) -> int:
         with self._lock:
-            cursors = dict(self._cursors)
+            cursors = self._cursors.all()
         meta: dict[str, int | str] | None = {"version_ceiling": ceiling} if ceiling else None
         if failpoints.armed:
             failpoints.hit("log.save")
         dropped = self._file.save(cursors=cursors, meta=meta, release_to=release_to)
         if dropped < 1000:
-            self._saved_cursors = cursors
+            self._cursors.saved(cursors)
         self._ceiling = max(self._ceiling, ceiling)
         return dropped
 
@@ -526,8 +465,8 @@ class WriteAheadLog:
     def requeue(self, letter: DeadLetter) -> None:
         """Append a dead letter again, with the version it has, and forget it as one."""
         change = letter.change
-        known = self.overlay.get(change.id)
-        if type(known) is not Change or known.version <= change.version:
+        known = self.pending(change.id)
+        if known is None or known.version <= change.version:
             last, _ = self.append([change], soft=False)
             self.commit(last)
         self.dead.drop(letter)
@@ -549,7 +488,7 @@ class WriteAheadLog:
         return (
             self._written >= self.appended
             and self._synced >= self._written
-            and self._cursors == self._saved_cursors
+            and not self._cursors.unsaved
         )
 
     @property
@@ -574,7 +513,7 @@ class WriteAheadLog:
     @property
     def pending_items(self) -> int:
         """Changes that the archive has not taken."""
-        return self._tail.last - self._cursors.get(self._archive, 0)
+        return self._tail.last - self._cursors.of(self._archive)
 
     @property
     def pending_bytes(self) -> int:
@@ -594,7 +533,7 @@ class WriteAheadLog:
                 head=self._head,
                 written=self._written,
                 synced=self._synced,
-                released=self._released,
+                released=self._release.position,
                 pending_items=self.pending_items,
                 pending_bytes=self._pending_bytes,
                 memory_bytes=self._tail.size_bytes,
