@@ -27,7 +27,7 @@ from sync_engine.stores.sql.rows import COLUMNS, Row
 __all__ = ["SqliteDialect"]
 
 _ROW = f"({', '.join('?' * len(COLUMNS))})"
-_ROWS_AT_ONCE = (100, 10, 1)
+_ROWS_AT_ONCE = (90, 10, 1)  # at most 999 values a statement
 _UPSERT = (
     f"INSERT INTO {{t}} ({', '.join(COLUMNS)})"
     f" VALUES {_ROW}"
@@ -36,10 +36,6 @@ _UPSERT = (
     + " WHERE excluded.version > version"
 )
 _SHAPES = (1, 8, 64, 500)  # few texts, so that each stays in the statement cache
-_PURGE = (
-    "DELETE FROM {t} WHERE id IN (SELECT id FROM {t} WHERE tombstone > 0 AND tombstone < ?"
-    " ORDER BY tombstone LIMIT ?)"
-)
 _JOURNAL_BYTES_MAX = 64 << 20
 _PAGE_BYTES = 8192  # rows of a kilobyte: a fifth less work than pages of 4 KiB
 _CHECKPOINT_PAGES = 4000
@@ -54,6 +50,9 @@ class SqliteDialect(Dialect):
     key_placeholder = "CAST(? AS TEXT)"
     text_labels = True  # a cast of bytes costs a third of the statement
     lock_clause = ""  # BEGIN IMMEDIATE holds the whole file
+    purge_clause = ""
+    begin_fold = ("BEGIN IMMEDIATE",)
+    begin_view = ("BEGIN",)
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         super().__init__(settings, clock)
@@ -162,20 +161,22 @@ class SqliteDialect(Dialect):
             ]
         return self._upsert_texts
 
+    def insert(self, connection: Connection, info: dict[Any, Any], rows: Sequence[Row]) -> bool:
+        """Write rows; nobody else can have."""
+        self.upsert(connection, info, rows)
+        return True
+
     def select(
-        self, connection: Connection, columns: str, ids: Sequence[str]
+        self, connection: Connection, columns: str, ids: Sequence[str], *, lock: bool = False
     ) -> list[tuple[Any, ...]]:
         """Return rows by an IN query of one of a few shapes; the last id fills it up."""
+        del lock
         shape = next(shape for shape in _SHAPES if shape >= len(ids))
         marks = ",".join("?" * shape)
         args = [*ids, *([ids[-1]] * (shape - len(ids)))]
         text = f"SELECT {columns} FROM {self.tables['t']} WHERE id IN ({marks})"
         rows: list[tuple[Any, ...]] = connection.execute(text, args).fetchall()
         return rows
-
-    def purge(self, connection: Connection, below_version: int, limit: int) -> int:
-        """Delete the oldest tombstones."""
-        return self.execute(connection, _PURGE, (below_version, limit))
 
     def server(self, connection: Connection) -> str:
         """Return the library's version."""
