@@ -31,7 +31,8 @@ def zipf(ids: int, reads: int, exponent: float = 1.0) -> list[int]:
     weights = 1.0 / np.arange(1, ids + 1) ** exponent
     bounds = np.cumsum(weights) / weights.sum()
     ranks = np.searchsorted(bounds, random.random(reads))
-    return random.permutation(ids)[np.minimum(ranks, ids - 1)].tolist()
+    drawn: list[int] = random.permutation(ids)[np.minimum(ranks, ids - 1)].tolist()
+    return drawn
 
 
 def scanned(draws: list[int], ids: int) -> Iterator[tuple[int, bool]]:

@@ -13,7 +13,18 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import costs, delivery, outage, reads, writes
+from benchmarks import (
+    costs,
+    delivery,
+    feed,
+    listing,
+    merkle,
+    outage,
+    reads,
+    snapshots,
+    table_rows,
+    writes,
+)
 from benchmarks.measure import Plan, Row, show
 from benchmarks.servers import KINDS, Servers, running
 
@@ -23,8 +34,13 @@ _SUBJECTS: dict[str, Callable[[Plan, Servers], list[Row]]] = {
     "delivery": delivery.run,
     "outage": outage.run,
     "costs": costs.run,
+    "merkle": merkle.run,
+    "feed": feed.run,
+    "listing": listing.run,
+    "table_rows": table_rows.run,
+    "snapshots": snapshots.run,
 }
-_ON_REQUEST = {"costs"}
+_ON_REQUEST = {"costs", "feed", "merkle", "snapshots"}
 
 
 def _arguments() -> argparse.Namespace:

@@ -10,6 +10,13 @@ from sync_engine.config import SyncEngineConfig
 from sync_engine.core.batcher import BatchConfig, FlushBatch, FlushReason, HybridBatcher
 from sync_engine.core.filters import FilterManager, FilterTrust
 from sync_engine.core.item import Change, ContentType, SyncItem
+from sync_engine.core.merkle import (
+    MerkleBatch,
+    MerkleDiff,
+    MerkleNode,
+    MerklePage,
+    PathMerkle,
+)
 from sync_engine.core.options import CacheTtl, Durability, OptionsKey, SubmitOptions
 from sync_engine.core.policies import CircuitConfig, RetryConfig
 from sync_engine.core.pressure import BackpressureLevel, PressurePolicy
@@ -40,6 +47,9 @@ from sync_engine.errors import (
     SyncEngineError,
 )
 from sync_engine.flow.circuits import BackendCircuits, CircuitBreaker
+from sync_engine.flow.feed import ArchivedChange
+from sync_engine.flow.repair import RepairReport
+from sync_engine.flow.verify import VerifyReport
 from sync_engine.flow.writer import Receipt
 from sync_engine.ports import (
     AdapterContext,
@@ -62,6 +72,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdapterContext",
     "ArchiveStore",
+    "ArchivedChange",
     "AsyncReceipt",
     "AsyncSyncEngine",
     "BackendCircuits",
@@ -98,10 +109,16 @@ __all__ = [
     "InvalidItem",
     "ItemStatus",
     "LatencyTimer",
+    "MerkleBatch",
+    "MerkleDiff",
+    "MerkleNode",
+    "MerklePage",
     "OptionsKey",
+    "PathMerkle",
     "PositionedSink",
     "PressurePolicy",
     "Receipt",
+    "RepairReport",
     "RetryConfig",
     "Runtime",
     "Sink",
@@ -117,6 +134,7 @@ __all__ = [
     "SyncEngineError",
     "SyncItem",
     "TierHealth",
+    "VerifyReport",
     "WalStats",
     "WriteAheadLog",
     "__version__",

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from datetime import timedelta
 from pathlib import Path
@@ -19,21 +19,41 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
 from sync_engine.config import SyncEngineConfig
-from sync_engine.core.item import SyncItem, check_id
+from sync_engine.core.batcher import BatchConfig
+from sync_engine.core.item import Change, SyncItem, check_id
+from sync_engine.core.merkle import (
+    MerkleDiff,
+    MerkleNode,
+    MerklePage,
+    MerkleState,
+    MerkleTree,
+)
 from sync_engine.core.options import Durability, SubmitOptions
 from sync_engine.core.pressure import BackpressureLevel
 from sync_engine.core.results import BatchResult, EngineState, FlushReport, Health, ItemStatus
 from sync_engine.engine import SyncEngine
-from sync_engine.errors import DeadLettered, InvalidItem, StoreUnavailable
+from sync_engine.errors import (
+    DeadLettered,
+    EngineClosed,
+    EngineFailed,
+    InvalidItem,
+    StoreUnavailable,
+)
+from sync_engine.flow.feed import ArchivedChange
+from sync_engine.flow.outlet import OnFull
+from sync_engine.flow.repair import MerklePeer, RepairReport
+from sync_engine.flow.verify import VerifyReport
 from sync_engine.flow.writer import Receipt
 from sync_engine.house import Stores
-from sync_engine.ports import Runtime
+from sync_engine.ports import Runtime, Sink, Source
 from sync_engine.wal.records import DeadLetter
 
 __all__ = ["AsyncReceipt", "AsyncSyncEngine"]
 
 R = TypeVar("R")
+T = TypeVar("T")
 _PAGE = 500
+_SLICE_S = 0.5
 
 
 class AsyncReceipt:
@@ -74,13 +94,14 @@ class AsyncReceipt:
     ) -> None:
         """Wait until the write has reached a durability level; as `Receipt.wait`.
 
-        Waiting for the archive occupies no thread.
+        Waiting for the archive occupies no thread; syncing the log, as it does, one for a moment.
         """
         level = Durability(level)
         if level is not Durability.ARCHIVE:
             await self._engine.in_thread(self._receipt.wait, level, timeout)
             return
         await self._engine.archived(self.position, timeout)
+        await self._engine.in_thread(self._receipt.wait, Durability.FSYNC)
 
     def __await__(self) -> Any:
         return self.wait().__await__()
@@ -147,9 +168,9 @@ class AsyncSyncEngine:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, functools.partial(fn, *args, **kwargs))
 
-    async def flush(self, timeout: float | None = None) -> FlushReport:
+    async def flush(self, timeout: float | None = None, *, sinks: bool = False) -> FlushReport:
         """As `SyncEngine.flush`."""
-        return await self.in_thread(self.sync.flush, timeout)
+        return await self.in_thread(self.sync.flush, timeout, sinks=sinks)
 
     async def close(self, timeout: float | None = None) -> FlushReport:
         """As `SyncEngine.close`; waits for what this loop still has under way."""
@@ -163,6 +184,78 @@ class AsyncSyncEngine:
     def resume(self, destination: str) -> None:
         """As `SyncEngine.resume`."""
         self.sync.resume(destination)
+
+    # -- sources and sinks ------------------------------------------------------------------------
+
+    async def add_sink(
+        self,
+        name: str,
+        sink: Sink,
+        *,
+        prefix: str | Sequence[str] = "",
+        batch: BatchConfig | None = None,
+        on_full: OnFull = "block",
+    ) -> None:
+        """As `SyncEngine.add_sink`."""
+        await self.in_thread(
+            self.sync.add_sink, name, sink, prefix=prefix, batch=batch, on_full=on_full
+        )
+
+    async def remove_sink(self, name: str, *, forget: bool = False) -> bool:
+        """As `SyncEngine.remove_sink`."""
+        return await self.in_thread(self.sync.remove_sink, name, forget=forget)
+
+    async def changes(
+        self, after: str | None = None, *, name: str = "", timeout: float | None = None
+    ) -> AsyncIterator[ArchivedChange]:
+        """As `SyncEngine.changes`; waits without a thread."""
+        loop = asyncio.get_running_loop()
+        feed, cursor = await self.in_thread(self.sync.open_feed, after, name)
+        came = asyncio.Event()
+
+        def arrived() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(came.set)
+
+        quiet_since, asked_at = loop.time(), -1
+        try:
+            while True:
+                changes, upto = await self.in_thread(feed.take)
+                for change in changes:
+                    yield change
+                    feed.done(change.position)
+                if upto > feed.position:
+                    feed.done(upto)
+                if changes:
+                    quiet_since = loop.time()
+                    continue
+                left = _SLICE_S
+                if timeout is not None:
+                    left = min(left, quiet_since + timeout - loop.time())
+                if left <= 0:
+                    return
+                if asked_at != feed.position:
+                    asked_at = feed.position
+                    came.clear()
+                    self.sync.when_fed(feed, arrived)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(left):
+                        await came.wait()
+                        asked_at = -1
+        finally:
+            self.sync.leave_feed(cursor)
+
+    async def forget_consumer(self, name: str) -> bool:
+        """As `SyncEngine.forget_consumer`."""
+        return await self.in_thread(self.sync.forget_consumer, name)
+
+    async def add_source(self, name: str, source: Source, *, items_max: int = 1000) -> None:
+        """As `SyncEngine.add_source`."""
+        await self.in_thread(self.sync.add_source, name, source, items_max=items_max)
+
+    async def remove_source(self, name: str) -> bool:
+        """As `SyncEngine.remove_source`."""
+        return await self.in_thread(self.sync.remove_source, name)
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -281,7 +374,9 @@ class AsyncSyncEngine:
 
     # -- reading ----------------------------------------------------------------------------------
 
-    async def get(self, id: str) -> SyncItem | None:
+    async def get(
+        self, id: str, *, stale_if_error: float | timedelta | None = None
+    ) -> SyncItem | None:
         """As `SyncEngine.get`; a warm hit never leaves the loop.
 
         Misses of one turn of the loop become one query a tier.
@@ -289,7 +384,17 @@ class AsyncSyncEngine:
         known, item = self.sync.warm(id)
         if known:
             return item
-        return await self._gather_read(check_id(id))
+        try:
+            return await self._gather_read(check_id(id))
+        except StoreUnavailable:
+            item = await self.stale_copy(id, stale_if_error)
+            if item is None:
+                raise
+            return item
+
+    async def stale_copy(self, id: str, within: float | timedelta | None) -> SyncItem | None:
+        """As `SyncEngine.stale_copy`."""
+        return None if within is None else await self.in_thread(self.sync.stale_copy, id, within)
 
     def _gather_read(self, id: str) -> asyncio.Future[SyncItem | None]:
         loop = asyncio.get_running_loop()
@@ -338,12 +443,30 @@ class AsyncSyncEngine:
         ttl: float | timedelta | None = None,
         *,
         options: SubmitOptions | None = None,
+        stale_if_error: float | timedelta | None = None,
     ) -> SyncItem | None:
         """As `SyncEngine.get_or_load`; the loader may be a coroutine function.
 
         A plain function runs in a worker thread. A caller that is cancelled does not cancel the
         load that others wait for.
         """
+        try:
+            return await self._get_or_load(id, loader, ttl, options)
+        except (EngineClosed, EngineFailed, InvalidItem):
+            raise
+        except Exception:
+            item = await self.stale_copy(id, stale_if_error)
+            if item is None:
+                raise
+            return item
+
+    async def _get_or_load(
+        self,
+        id: str,
+        loader: Callable[[], Awaitable[SyncItem | bytes | None] | SyncItem | bytes | None],
+        ttl: float | timedelta | None,
+        options: SubmitOptions | None,
+    ) -> SyncItem | None:
         known, item = self.sync.warm(id)
         if known and item is not None:
             return item
@@ -369,7 +492,11 @@ class AsyncSyncEngine:
         return await self.in_thread(self.sync.get_or_load, id, lambda: loaded, ttl, options=options)
 
     def cached(
-        self, *, key: Callable[..., str] | str, ttl: float | timedelta
+        self,
+        *,
+        key: Callable[..., str] | str,
+        ttl: float | timedelta,
+        stale_if_error: float | timedelta | None = None,
     ) -> Callable[[Callable[..., Any]], Callable[..., Awaitable[bytes]]]:
         """Decorate a function or coroutine function that returns bytes; as `SyncEngine.cached`."""
 
@@ -383,7 +510,7 @@ class AsyncSyncEngine:
 
                 plain = functools.partial(fn, *args, **kwargs)
                 loader = load if inspect.iscoroutinefunction(fn) else plain
-                item = await self.get_or_load(id, loader, ttl)
+                item = await self.get_or_load(id, loader, ttl, stale_if_error=stale_if_error)
                 if item is None:
                     raise InvalidItem(f"{fn.__name__} returned None, not bytes")
                 return item.content
@@ -426,13 +553,13 @@ class AsyncSyncEngine:
 
     async def ids(self, prefix: str = "") -> AsyncIterator[str]:
         """As `SyncEngine.ids`."""
-        async for item in self.scan_prefix(prefix):
-            yield item.id
+        async for id in self._pages(self.sync.ids(prefix)):
+            yield id
 
-    async def _pages(self, items: Iterable[SyncItem]) -> AsyncIterator[SyncItem]:
+    async def _pages(self, items: Iterable[T]) -> AsyncIterator[T]:
         iterator = iter(items)
 
-        def page() -> list[SyncItem]:
+        def page() -> list[T]:
             return [item for _, item in zip(range(_PAGE), iterator, strict=False)]
 
         while batch := await self.in_thread(page):
@@ -454,6 +581,52 @@ class AsyncSyncEngine:
     async def delete_by_state(self, state: str) -> int:
         """As `SyncEngine.delete_by_state`."""
         return await self.in_thread(self.sync.delete_by_state, state)
+
+    async def merkle_root(self) -> MerkleNode:
+        """As `SyncEngine.merkle_root`."""
+        return await self.in_thread(self.sync.merkle_root)
+
+    async def merkle_node(self, path: str) -> MerkleNode:
+        """As `SyncEngine.merkle_node`."""
+        return await self.in_thread(self.sync.merkle_node, path)
+
+    async def merkle_children(
+        self, path: str, after: str | None = None, limit: int = 1000, *, grouped: bool = False
+    ) -> MerklePage:
+        """As `SyncEngine.merkle_children`."""
+        return await self.in_thread(
+            functools.partial(self.sync.merkle_children, path, after, limit, grouped=grouped)
+        )
+
+    async def merkle_state(self) -> MerkleState:
+        """As `SyncEngine.merkle_state`."""
+        return await self.in_thread(self.sync.merkle_state)
+
+    async def merkle_rebuild(self, progress: Callable[[int], object] = lambda _: None) -> int:
+        """As `SyncEngine.merkle_rebuild`; `progress` is called in a worker thread."""
+        return await self.in_thread(self.sync.merkle_rebuild, progress)
+
+    async def merkle_changes(self, ids: Sequence[str]) -> Mapping[str, Change]:
+        """As `SyncEngine.merkle_changes`."""
+        return await self.in_thread(self.sync.merkle_changes, ids)
+
+    async def diff(
+        self, other: MerkleTree | AsyncSyncEngine, *, path: str = "", **options: Any
+    ) -> MerkleDiff:
+        """As `SyncEngine.diff`; the other side may be an engine for asyncio, too."""
+        there = other.sync if isinstance(other, AsyncSyncEngine) else other
+        return await self.in_thread(functools.partial(self.sync.diff, there, path=path, **options))
+
+    async def verify(self, **options: Any) -> VerifyReport:
+        """As `SyncEngine.verify`."""
+        return await self.in_thread(functools.partial(self.sync.verify, **options))
+
+    async def repair(
+        self, other: MerklePeer | AsyncSyncEngine | None = None, **options: Any
+    ) -> RepairReport:
+        """As `SyncEngine.repair`; the other side may be an engine for asyncio, too."""
+        there = other.sync if isinstance(other, AsyncSyncEngine) else other
+        return await self.in_thread(functools.partial(self.sync.repair, there, **options))
 
     # -- dead letters and observation -------------------------------------------------------------
 

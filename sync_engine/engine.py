@@ -12,8 +12,15 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, cast, overload
 
 from sync_engine.config import SyncEngineConfig
-from sync_engine.core.batcher import FlushReason
+from sync_engine.core.batcher import BatchConfig, FlushReason
 from sync_engine.core.item import Change, Route, SyncItem, check_id, check_state
+from sync_engine.core.merkle import (
+    MerkleDiff,
+    MerkleNode,
+    MerklePage,
+    MerkleState,
+    MerkleTree,
+)
 from sync_engine.core.options import SubmitOptions, ttl_ms
 from sync_engine.core.pressure import BackpressureLevel
 from sync_engine.core.results import (
@@ -27,13 +34,19 @@ from sync_engine.errors import (
     ConfigError,
     CorruptData,
     EngineClosed,
+    EngineFailed,
     InvalidItem,
+    StoreUnavailable,
     SyncEngineError,
 )
+from sync_engine.flow.feed import ArchivedChange, Feed
 from sync_engine.flow.inspect import engine_stats, item_status, measure_health
+from sync_engine.flow.outlet import OnFull
+from sync_engine.flow.repair import MerklePeer, RepairReport
+from sync_engine.flow.verify import VerifyReport
 from sync_engine.flow.writer import Receipt
 from sync_engine.house import House, Stores
-from sync_engine.ports import Runtime
+from sync_engine.ports import AdapterContext, Runtime, Sink, Source
 from sync_engine.runtime import SystemRuntime
 from sync_engine.telemetry import Metrics
 from sync_engine.wal.records import DeadLetter
@@ -176,18 +189,20 @@ class SyncEngine:
             )
         return EngineClosed(f"the engine is {self._state.value}: call start(), or make a new one")
 
-    def flush(self, timeout: float | None = None) -> FlushReport:
+    def flush(self, timeout: float | None = None, *, sinks: bool = False) -> FlushReport:
         """Deliver everything acknowledged before this call, and report what is not.
 
         Args:
             timeout: Seconds; None is ``close_timeout_s``.
+            sinks: Whether the sinks have to have it, too.
 
         Blocking: until delivered or the timeout.
         """
         house = self._open()
         started = house.clock.monotonic()
         house.log.write()
-        left = house.flush(self.config.close_timeout_s if timeout is None else timeout)
+        timeout = self.config.close_timeout_s if timeout is None else timeout
+        left = house.flush(timeout, sinks=sinks)
         return FlushReport(
             left=left,
             dead_letters=len(house.log.dead),
@@ -210,6 +225,7 @@ class SyncEngine:
         timeout = self.config.close_timeout_s if timeout is None else timeout
         started = house.clock.monotonic()
         self._state = EngineState.DRAINING
+        house.doors.hold_sources()
         try:
             house.log.write()
             left = house.flush(timeout, FlushReason.SHUTDOWN)
@@ -223,11 +239,11 @@ class SyncEngine:
         return FlushReport(left=left, dead_letters=dead, seconds=house.clock.monotonic() - started)
 
     def pause(self, destination: str) -> None:
-        """Stop delivering to ``l2`` or ``l3``; the log keeps what comes."""
+        """Stop delivering to ``l2``, ``l3`` or a sink, or taking from a source, by name."""
         self._follower(destination).pause()
 
     def resume(self, destination: str) -> None:
-        """Deliver to a paused destination again."""
+        """Deliver to a paused destination again, or take from a paused source."""
         self._follower(destination).resume()
 
     def detach(self, destination: str) -> None:
@@ -242,10 +258,145 @@ class SyncEngine:
         follower.resume()
 
     def _follower(self, destination: str) -> Any:
-        followers = self._open().followers
-        if destination not in followers:
-            raise ConfigError(f"no destination {destination!r}: there is {', '.join(followers)}")
-        return followers[destination]
+        house = self._open()
+        found = house.followers.get(destination) or house.doors.get(destination)
+        if found is None:
+            names = ", ".join([*house.followers, *house.doors.names])
+            raise ConfigError(f"no destination {destination!r}: there is {names}")
+        return found
+
+    # -- sources and sinks ------------------------------------------------------------------------
+
+    def add_sink(
+        self,
+        name: str,
+        sink: Sink,
+        *,
+        prefix: str | Sequence[str] = "",
+        batch: BatchConfig | None = None,
+        on_full: OnFull = "block",
+    ) -> None:
+        """Deliver what the archive keeps to a sink: a copy first, then every change, in order.
+
+        The sink's place is kept in the log under its name, over restarts: added again, it goes on
+        where it was. Until it has taken a change, the log keeps it. Sinks that keep positions of
+        their own (`ports.PositionedSink`) are asked where they stand.
+
+        Args:
+            name: 1 to 64 letters, digits, or any of . _ -; unique among sinks.
+            sink: Attached by the engine, in a job of its own; closed with the engine.
+            prefix: Deliver ids that begin so, or with one of these. A wider prefix than last time
+                begins a new copy.
+            batch: When to deliver; None is up to 1000 changes or 4 MiB, after at most 50 ms.
+            on_full: When this sink is what fills the log: ``block`` slows writers down until it
+                takes something; ``cut`` gives up its place and copies everything again once it can,
+                deletions included as long as the archive remembers them.
+
+        Raises:
+            ConfigError: The name is taken or cannot be used, or the engine is passive.
+            StoreUnavailable: The log could not be written.
+
+        Blocking: the log's file only; the sink is attached in the background.
+        """
+        self._active().doors.add_sink(name, sink, prefix=prefix, batch=batch, on_full=on_full)
+
+    def remove_sink(self, name: str, *, forget: bool = False) -> bool:
+        """Stop delivering to a sink and close it; return whether there was one.
+
+        Args:
+            name: As for `add_sink`; with `forget` it may also be one that was not added again.
+            forget: Give its place in the log up. Otherwise the log keeps all it has not taken.
+
+        Raises:
+            StoreUnavailable: It did not end what it was doing within 30 s. It ends with that; call
+                again then.
+        """
+        return self._active().doors.remove_sink(name, forget=forget)
+
+    def add_source(self, name: str, source: Source, *, items_max: int = 1000) -> None:
+        """Take changes from a source: poll, write, wait for the disk, acknowledge, again and again.
+
+        A crash anywhere repeats changes and never loses one. Under back-pressure it waits.
+
+        Args:
+            name: 1 to 64 letters, digits, or any of . _ -; unique among sources.
+            source: Attached by the engine, in a job of its own; closed with the engine.
+            items_max: Changes to ask for at a time (at least 1).
+
+        Raises:
+            ConfigError: The name is taken or cannot be used, or the engine is passive.
+        """
+        self._active().doors.add_source(name, source, items_max=items_max)
+
+    def remove_source(self, name: str) -> bool:
+        """Stop taking changes from a source and close it; return whether there was one.
+
+        Raises:
+            StoreUnavailable: It did not end what it was doing within 30 s. It ends with that; call
+                again then.
+        """
+        return self._active().doors.remove_source(name)
+
+    # -- the feed ---------------------------------------------------------------------------------
+
+    def changes(
+        self, after: str | None = None, *, name: str = "", timeout: float | None = None
+    ) -> Iterator[ArchivedChange]:
+        """Yield what this engine has archived, in the order of its log, and wait for more.
+
+        Every acknowledged write and delete of this engine comes once the archive has it; what the
+        archive refused for good is left out. Changes of other engines are in their own feeds.
+
+        Args:
+            after: `ArchivedChange.token` of the last one taken; None begins with what is archived
+                from now on, or where the named consumer was.
+            name: Of a consumer for whom the log keeps what it has not taken, over restarts: 1 to 64
+                letters, digits, or any of . _ -. A new one begins with the oldest change kept. A
+                change counts as taken when the next one is asked for. Empty: the log is held while
+                the iterator lives, and by ``feed_items_kept`` beyond that.
+            timeout: End once nothing has come for so many seconds; 0 ends with what is archived
+                now; None waits until the engine is closed.
+
+        Raises:
+            FeedGap: The log no longer reaches back to `after`, or is another one: scan first.
+            InvalidItem: `after` is no token.
+            ConfigError: The name cannot be used.
+            EngineClosed: The engine was closed meanwhile.
+
+        Thread-safety: one iterator belongs to one thread. Blocking: as `timeout` says.
+        """
+        return self._open().feeds.iterate(after, name, timeout, self._open)
+
+    def forget_consumer(self, name: str) -> bool:
+        """Let go of what a named consumer of `changes` has not taken; tell if there was one.
+
+        Raises:
+            ConfigError: The name cannot be used.
+        """
+        return self._open().feeds.forget(name)
+
+    def open_feed(self, after: str | None, name: str) -> tuple[Feed, str]:
+        """Open a feed for the asyncio face; see `changes`."""
+        return self._open().feeds.open(after, name)
+
+    def leave_feed(self, cursor: str) -> None:
+        """Close a feed of `open_feed`."""
+        if self._state is _RUNNING:
+            self._open().feeds.leave(cursor)
+
+    def when_fed(self, feed: Feed, callback: Callable[[], None]) -> None:
+        """Call back, in some thread, once a feed has more."""
+        self._open().feeds.when_more(feed, callback)
+
+    def adapter_context(self, kind: str, name: str) -> AdapterContext:
+        """Return what the factory of a ``source`` or ``sink`` of this name is given."""
+        return self._active().doors.context(kind, name)
+
+    def _active(self) -> House:
+        house = self._open()
+        if self.config.passive:
+            raise ConfigError("a passive engine has no sources and sinks: it changes nothing")
+        return house
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -493,8 +644,13 @@ class SyncEngine:
 
     # -- reading ----------------------------------------------------------------------------------
 
-    def get(self, id: str) -> SyncItem | None:
+    def get(self, id: str, *, stale_if_error: float | timedelta | None = None) -> SyncItem | None:
         """Return the newest version of an item, or None where it is known not to exist.
+
+        Args:
+            id: The item's id.
+            stale_if_error: Where no tier that would know can be asked, return the last copy known
+                here if its deadline passed at most so many seconds ago; its `stale` is True then.
 
         Raises:
             InvalidItem: Not an id.
@@ -510,12 +666,32 @@ class SyncEngine:
         if change is None and not self._overlay.has_pinned:
             change = self._l1_get(id)
         if type(change) is not Change:
-            house = self._open()
-            change = house.reader.get(check_id(id))
-            return None if change is None else change.item()
+            return self._get_far(check_id(id), stale_if_error)
         if change.expires_at_ms and change.expired(self._now_ms()):
             return None
         return change.item()
+
+    def _get_far(self, id: str, stale_if_error: float | timedelta | None) -> SyncItem | None:
+        try:
+            change = self._open().reader.get(id)
+        except StoreUnavailable:
+            item = self.stale_copy(id, stale_if_error)
+            if item is None:
+                raise
+            return item
+        return None if change is None else change.item()
+
+    def stale_copy(self, id: str, within: float | timedelta | None) -> SyncItem | None:
+        """Return the last copy known here or in the archive, marked as stale, or None.
+
+        Args:
+            id: The item's id.
+            within: The longest time since its deadline, in seconds; None is no copy at all.
+        """
+        if within is None:
+            return None
+        change = self._open().reader.get_stale(check_id(id), ttl_ms(within))
+        return None if change is None else change.item(stale=True)
 
     def get_many(self, ids: Sequence[str]) -> list[SyncItem | None]:
         """Return one entry per id, in order, None where absent; one query a tier for all.
@@ -555,6 +731,7 @@ class SyncEngine:
         ttl: float | timedelta | None = None,
         *,
         options: SubmitOptions | None = None,
+        stale_if_error: float | timedelta | None = None,
     ) -> SyncItem | None:
         """Return an item, or load, store and return it. One loader call for all who miss at once.
 
@@ -563,10 +740,29 @@ class SyncEngine:
             loader: Returns the item, its content, or None where there is none; not stored then.
             ttl: Seconds or timedelta to keep it, in the cache tiers only; None keeps it archived.
             options: In place of `ttl`, for full control.
+            stale_if_error: Where the loader or the tiers fail, return the last copy known here if
+                its deadline passed at most so many seconds ago; its `stale` is True then.
 
         Raises:
             StoreUnavailable: As `get`. Whatever the loader raises passes through.
         """
+        try:
+            return self._get_or_load(id, loader, ttl, options)
+        except (EngineClosed, EngineFailed, InvalidItem):
+            raise
+        except Exception:
+            item = self.stale_copy(id, stale_if_error)
+            if item is None:
+                raise
+            return item
+
+    def _get_or_load(
+        self,
+        id: str,
+        loader: Callable[[], SyncItem | bytes | None],
+        ttl: float | timedelta | None,
+        options: SubmitOptions | None,
+    ) -> SyncItem | None:
         item = self.get(id)
         if item is not None:
             return item
@@ -585,20 +781,27 @@ class SyncEngine:
         return None if change is None else change.item()
 
     def cached(
-        self, *, key: Callable[..., str] | str, ttl: float | timedelta
+        self,
+        *,
+        key: Callable[..., str] | str,
+        ttl: float | timedelta,
+        stale_if_error: float | timedelta | None = None,
     ) -> Callable[[Callable[..., bytes]], Callable[..., bytes]]:
         """Decorate a function that returns bytes: its results are kept in the cache tiers.
 
         Args:
             key: A function of the arguments that returns the id, or a format string for them.
             ttl: Seconds or timedelta to keep a result.
+            stale_if_error: As `get_or_load`.
         """
 
         def decorate(fn: Callable[..., bytes]) -> Callable[..., bytes]:
             @functools.wraps(fn)
             def wrapper(*args: Any, **kwargs: Any) -> bytes:
                 id = key.format(*args, **kwargs) if isinstance(key, str) else key(*args, **kwargs)
-                item = self.get_or_load(id, lambda: fn(*args, **kwargs), ttl)
+                item = self.get_or_load(
+                    id, lambda: fn(*args, **kwargs), ttl, stale_if_error=stale_if_error
+                )
                 if item is None:
                     raise InvalidItem(f"{fn.__name__} returned None, not bytes")
                 return item.content
@@ -652,8 +855,8 @@ class SyncEngine:
         return self._items(queries.scan(state=check_state(state), after=after), limit)
 
     def ids(self, prefix: str = "") -> Iterator[str]:
-        """Yield the ids of items, in bytewise order; as `scan_prefix`."""
-        return (item.id for item in self.scan_prefix(prefix))
+        """Yield the ids of items, in bytewise order; as `scan_prefix`, and no contents are read."""
+        return (change.id for change in self._open().queries.scan(prefix=prefix, keys_only=True))
 
     def _items(self, changes: Iterator[Change], limit: int | None) -> Iterator[SyncItem]:
         for count, change in enumerate(changes):
@@ -682,11 +885,12 @@ class SyncEngine:
         """
         if not prefix:
             raise InvalidItem("delete_prefix needs a prefix; an empty one would delete everything")
-        return self._delete_all(self._open().queries.scan(prefix=prefix))
+        return self._delete_all(self._open().queries.scan(prefix=prefix, keys_only=True))
 
     def delete_by_state(self, state: str) -> int:
         """Delete all items with a state label; return how many. Raises as `delete_prefix`."""
-        return self._delete_all(self._open().queries.scan(state=check_state(state)))
+        changes = self._open().queries.scan(state=check_state(state), keys_only=True)
+        return self._delete_all(changes)
 
     def _delete_all(self, changes: Iterator[Change]) -> int:
         house = self._open()
@@ -701,6 +905,152 @@ class SyncEngine:
         if batch:
             house.writer.write(batch, self._durability)
         return count + len(batch)
+
+    # -- verification -----------------------------------------------------------------------------
+
+    def merkle_root(self) -> MerkleNode:
+        """Return the root of the archive's Merkle tree: equal archives have equal hashes.
+
+        The tree is the archive's: what is still on its way there is not in it. `flush` first.
+
+        Raises:
+            ConfigError: The tree is off.
+            StoreUnavailable: The archive cannot be asked, or its tree is being built.
+
+        Blocking: the archive. Cost: a few queries, whatever the archive holds.
+        """
+        return self._open().trees.root()
+
+    def merkle_node(self, path: str) -> MerkleNode:
+        """Return the node of a path, an empty one where nothing is stored; see `merkle_root`."""
+        return self._open().trees.node(path)
+
+    def merkle_children(
+        self, path: str, after: str | None = None, limit: int = 1000, *, grouped: bool = False
+    ) -> MerklePage:
+        """Return up to `limit` children of a node; see `merkle_root`.
+
+        Args:
+            path: The node's path; with `grouped`, what ids begin with, literally.
+            after: `MerklePage.next` of the page before; None begins.
+            limit: 1 to 10,000.
+            grouped: Return entries, or groups of ids that begin alike, in place of children.
+        """
+        return self._open().trees.children(path, after, limit, grouped=grouped)
+
+    def merkle_state(self) -> MerkleState:
+        """Return how the tree does: whether it is built, its separator, its archive position.
+
+        Raises:
+            ConfigError: The tree is off.
+            StoreUnavailable: The archive cannot be asked.
+        """
+        return self._open().trees.state()
+
+    def merkle_rebuild(self, progress: Callable[[int], object] = lambda _: None) -> int:
+        """Throw the tree away and build it from the rows; return how many.
+
+        Safe to interrupt: the next engine goes on. Others may write meanwhile, and cannot read the
+        tree until it is built. Blocking: until done.
+
+        Args:
+            progress: Called now and then with the rows read so far.
+
+        Raises:
+            StoreUnavailable: The archive cannot be asked.
+        """
+        return self._open().trees.build(progress)
+
+    def merkle_changes(self, ids: Sequence[str]) -> Mapping[str, Change]:
+        """Return the archive's changes of ids, tombstones included; absent ids are left out.
+
+        What `repair` of another engine asks for. Blocking: the archive, one query per 500 ids.
+
+        Raises:
+            StoreUnavailable: The archive cannot be asked.
+        """
+        return self._open().trees.changes(ids)
+
+    def diff(self, other: MerkleTree, *, path: str = "", **options: Any) -> MerkleDiff:
+        """Compare this engine's archive with another, without listing what they have in common.
+
+        Args:
+            other: Another engine, or anything with `merkle_root`, `merkle_node` and
+                `merkle_children`.
+            path: Compare only this node and what is below it.
+            options: As `core.merkle.diff`: `tombstones`, `limit`, `page`, `pause`.
+
+        Raises:
+            StoreUnavailable: One of the two cannot be asked, or its tree is being built.
+
+        Blocking: both archives. Cost: for each difference a few questions a side, see
+        `core.merkle.diff`.
+        """
+        return self._open().trees.diff(other, path=path, **options)
+
+    def verify(
+        self,
+        *,
+        after: str | None = None,
+        sample: float = 1.0,
+        items_max: int | None = None,
+        items_per_s: float | None = None,
+        progress: Callable[[VerifyReport], object] = lambda _: None,
+    ) -> VerifyReport:
+        """Compare archive rows with their checksums and the tree, L2 and filter with the archive.
+
+        Changes nothing.
+
+        Args:
+            after: `VerifyReport.next` of a verification to go on with; None begins.
+            sample: Share of the ranges to look at, above 0 and at most 1.
+            items_max: Stop after about so many rows; None goes on to the end.
+            items_per_s: Rows to read in a second at most; None is as fast as it goes.
+            progress: Called after each range of some 500 rows.
+
+        Raises:
+            ConfigError: A number is out of range, or the tree is off.
+            StoreUnavailable: The archive cannot be asked, or its tree is being built.
+
+        Blocking: until done. Cost: reads every row it looks at.
+        """
+        return self._open().trees.verify(
+            after=after,
+            sample=sample,
+            items_max=items_max,
+            items_per_s=items_per_s,
+            progress=progress,
+        )
+
+    def repair(
+        self,
+        other: MerklePeer | None = None,
+        *,
+        dry_run: bool = False,
+        path: str = "",
+        tombstones: bool = True,
+        **options: Any,
+    ) -> RepairReport:
+        """Verify and mend; or compare with another engine, and take what is newer there.
+
+        The larger version wins, and what is absent on one side deletes nothing on the other: to
+        make two engines equal, let each repair from the other.
+
+        Args:
+            other: The other engine; None mends what `verify` finds.
+            dry_run: Only tell what would be done.
+            path: With `other`: only this node and what is below it.
+            tombstones: With `other`: whether a tombstone on one side alone counts.
+            options: Without `other`: as `verify`.
+
+        Raises:
+            StoreUnavailable: A side cannot be asked; what is done is done.
+
+        Blocking: until done; what was taken is in the log then.
+        """
+        return self._open().trees.repair(
+            other, dry_run=dry_run, path=path, tombstones=tombstones, **options
+        )
 
     # -- dead letters -----------------------------------------------------------------------------
 
@@ -740,7 +1090,11 @@ class SyncEngine:
 
     def health(self) -> Health:
         """Ask every tier now, and tell what is amiss. Blocking: one round trip a tier."""
-        return measure_health(self._house, self.state)
+        house, state = self._house, self.state
+        health = measure_health(house, state)
+        if house is None or not health.live or self.config.passive:
+            return health
+        return house.doors.told_in(health)
 
     @property
     def metrics(self) -> Metrics:
@@ -749,7 +1103,8 @@ class SyncEngine:
 
     def stats(self) -> dict[str, Any]:
         """Return counters and gauges by name; touches no server."""
-        return engine_stats(self._open())
+        house = self._open()
+        return engine_stats(house) | house.doors.stats()
 
     def __repr__(self) -> str:
         return f"<SyncEngine {self.config.engine_name!r} {self.state.value}>"

@@ -16,17 +16,25 @@ from sync_engine.core.batcher import FlushBatch, FlushReason
 from sync_engine.core.filters import FilterManager
 from sync_engine.core.item import Change, Route
 from sync_engine.errors import StorageError, StoreRejected, StoreUnavailable
+from sync_engine.flow.arbiter import Arbiter
 from sync_engine.flow.arrivals import Arrivals
 from sync_engine.flow.atomic import AtomicWrites
 from sync_engine.flow.circuits import BackendCircuits
+from sync_engine.flow.coherence import Coherence, Publisher
+from sync_engine.flow.doors import Doors
+from sync_engine.flow.feed import Feeds
 from sync_engine.flow.follower import Follower
 from sync_engine.flow.guard import Guard
+from sync_engine.flow.heard import Gate, Heard
 from sync_engine.flow.keeper import Keeper
 from sync_engine.flow.queries import Queries
 from sync_engine.flow.reader import Reader
+from sync_engine.flow.stale import StaleCopies
+from sync_engine.flow.sweeper import Sweeper
 from sync_engine.flow.tier import Tier
+from sync_engine.flow.trees import Trees
 from sync_engine.flow.writer import Writer
-from sync_engine.ports import ArchiveInfo, ArchiveStore, CacheStore, Runtime
+from sync_engine.ports import ArchiveInfo, ArchiveStore, CacheStore, ChangeFeed, Runtime
 from sync_engine.stores.memory import MemoryCache
 from sync_engine.telemetry import Metrics, get_logger
 from sync_engine.wal.log import WriteAheadLog
@@ -49,6 +57,7 @@ class Stores:
 
     l2: CacheStore | None
     l3: ArchiveStore
+    feed: ChangeFeed | None = None
 
     @classmethod
     def from_config(cls, config: SyncEngineConfig, runtime: Runtime) -> Stores:
@@ -60,8 +69,9 @@ class Stores:
         from sync_engine.stores.sql import SqlArchive
 
         l2: CacheStore | None = None
+        feed: ChangeFeed | None = None
         if config.redis_url is not None:
-            from sync_engine.stores.redis import RedisStore
+            from sync_engine.stores.redis import RedisFeed, RedisStore
 
             l2 = RedisStore(
                 config.redis_url,
@@ -72,14 +82,24 @@ class Stores:
                 tombstone_ttl_s=config.l2_tombstone_ttl_s,
                 fill_ttl_s=config.l2_fill_ttl_s,
             )
+            if config.coherence != "off" and not config.passive:
+                feed = RedisFeed(
+                    config.redis_url,
+                    prefix=config.redis_prefix,
+                    clock=runtime.clock,
+                    connect_timeout_s=config.l2_connect_timeout_s,
+                    timeout_s=config.l2_timeout_s,
+                )
         l3 = SqlArchive(
             config.sql_url or f"sqlite:///{config.data_dir.absolute() / 'archive.db'}",
             clock=runtime.clock,
             create_schema=config.create_schema,
             connect_timeout_s=config.l3_connect_timeout_s,
             timeout_s=config.l3_timeout_s,
+            merkle=config.merkle,
+            merkle_separator=config.merkle_separator,
         )
-        return cls(l2, l3)
+        return cls(l2, l3, feed)
 
 
 class _Listener(LogListener):
@@ -90,13 +110,15 @@ class _Listener(LogListener):
 
     def visible(self, changes: Sequence[Change]) -> None:
         self._house.reader.overtake(changes)
+        self._house.stale.forget(changes)
 
     def released(self, changes: Sequence[Change], *, in_memory: bool) -> None:
-        l1 = self._house.l1
+        l1 = self._house.gate
         if in_memory:
             l1.put_many(changes)
         else:
             l1.discard_many([change.id for change in changes])
+        self._house.stale.forget(changes)
 
     def wake(self, names: Sequence[str]) -> None:
         for name in names:
@@ -135,12 +157,16 @@ class House:
 
     def _open_log(self) -> None:
         config, runtime = self.config, self.runtime
+        self.stale = StaleCopies(config.stale_bytes_max, runtime.lock)
         self.l1 = MemoryCache(
             config.l1_bytes_max,
             policy=config.l1_policy,
             now_ms=self.clock.now_ms,
             lock=runtime.lock,
+            expired=self.stale.keep,
         )
+        self.heard = Heard()
+        self.gate = Gate(self.l1, self.heard, runtime.lock())
         self.l3: Tier[ArchiveStore] = Tier(L3, self.stores.l3, self._guard(L3))
         self.l2: Tier[CacheStore] | None = None
         if self.stores.l2 is not None:
@@ -162,15 +188,17 @@ class House:
         self.arrivals = Arrivals(self.log, runtime)
         self.reader = Reader(
             self.log.pending,
-            self.l1,
+            self.gate,
             self.l2,
             self.l3,
             self.filters,
             runtime,
             self.metrics,
-            observe_version=self.log.versions.observe,
+            stale=self.stale,
+            observe_version=self.log.observe,
             timeout_s=config.read_timeout_s,
             wake_l2=lambda: runtime.wake(L2),
+            heard=self.heard,
         )
         self.keeper = Keeper(
             self.l3,
@@ -183,6 +211,7 @@ class House:
             oldest_pending_ms=self._oldest_pending_ms,
             restore=self._restore_filter,
             enabled=config.filter != "off",
+            settled=lambda: self.atomic.settled(),
         )
         self.followers = {L3: self._follower(L3, self.l3, config.l3_batch)}
         if self.l2 is not None:
@@ -190,7 +219,7 @@ class House:
             self.log.follow(L2, overlay=True)
             if self.log.get_snapshot(_L2_CUT):
                 self.l2.renew = self._renew_l2
-        elif L2 in self.log.followers:  # what Redis holds grows old unseen from here on
+        elif L2 in self.log.followers and not config.passive:  # its keys grow old unseen
             self._abandon_l2_keys()
             self.log.unfollow(L2)
         self.log.follow(L3, overlay=True)
@@ -208,6 +237,29 @@ class House:
         self.queries = Queries(
             self.log.overlay.ids, self.log.pending, self.reader, self.l3, self.clock.now_ms
         )
+        self.trees = Trees(
+            self.l3,
+            self.l2,
+            self.filters,
+            self.reader,
+            self.writer,
+            self.log,
+            runtime,
+            observe_version=self.log.observe,
+            enabled=config.merkle,
+        )
+        self.arbiter = Arbiter(
+            self.log,
+            l2=self.l2,
+            l3=self.l3,
+            l1=self.gate,
+            filters=self.filters,
+            writer=self.writer,
+            arrivals=self.arrivals,
+            runtime=runtime,
+            hurry_archive=self.followers[L3].hurry,
+            timeout_s=config.read_timeout_s,
+        )
         self.atomic = AtomicWrites(
             self.log,
             self.reader,
@@ -215,10 +267,64 @@ class House:
             runtime,
             alone=self.keeper.covered,
             timeout_s=config.read_timeout_s,
+            arbiter=None if config.passive else self.arbiter,
         )
+        self.feeds = Feeds(self.log, self.arrivals, runtime, config.feed_items_kept)
+        self.doors = Doors(
+            log=self.log,
+            writer=self.writer,
+            l1=self.l1,
+            filters=self.filters,
+            archive=self.l3,
+            arrivals=self.arrivals,
+            runtime=runtime,
+            circuits=self.circuits,
+            metrics=self.metrics,
+            retry=config.delivery_retry,
+            data_dir=Path(config.data_dir),
+            hurry_archive=self.followers[L3].hurry,
+            keeps_cache=self.l2 is not None,
+        )
+        self._follow_others()
         self._flush_seconds = {
             name: self.metrics.histogram("flush_seconds", tier=name) for name in self.followers
         }
+
+    def _follow_others(self) -> None:
+        """Make the parts by which engines on one archive learn of each other's changes."""
+        config, feed = self.config, self.stores.feed
+        self.coherence: Coherence | None = None
+        self.publisher: Publisher | None = None
+        if config.coherence != "off":
+            self.coherence = Coherence(
+                feed,
+                own=self.log.uuid,
+                gate=self.gate,
+                heard=self.heard,
+                reader=self.reader,
+                stale=self.stale,
+                filters=self.filters,
+                archive=self.l3,
+                observe_version=self.log.observe,
+                alone=self.keeper.covered,
+                metrics=self.metrics,
+                runtime=self.runtime,
+                retry=config.delivery_retry,
+            )
+        if config.passive:
+            return
+        if feed is not None and self.coherence is not None:
+            self.log.follow(Publisher.JOB)
+            self.publisher = Publisher(
+                self.log,
+                feed,
+                self.arrivals,
+                self.runtime,
+                retry=config.delivery_retry,
+                lag_items_max=config.l2_lag_items_max,
+            )
+        elif Publisher.JOB in self.log.followers:
+            self.log.unfollow(Publisher.JOB)
 
     def _owner_name(self) -> str:
         """Return a name that at most one live process bears: log, host and path."""
@@ -362,6 +468,7 @@ class House:
             log.sync(log.written)
             self._sync_at = now + config.fsync_interval_s
         if now >= self._tidy_at:
+            self.feeds.tidy()
             more = log.tidy()
             self._tidy_at = now if more else now + max(0.1, config.fsync_interval_s)
             self._measure()
@@ -376,6 +483,7 @@ class House:
             disk_fullness=self.log.used_bytes() / self.config.log_bytes_max,
             oldest_age_s=max(0.0, (self.clock.now_ms() - self._oldest_pending_ms()) / 1000),
         )
+        self.doors.relieve(self.writer.disk_fullness)
 
     def _oldest_pending_ms(self) -> int:
         """Return when the oldest unarchived change was taken, in wall-clock milliseconds."""
@@ -393,22 +501,45 @@ class House:
         Raises:
             ConfigError: The archive can never serve us as configured.
         """
-        self._adopt_orphans()
-        jobs: dict[str, Callable[[], float]] = {"log": self.step_log, "keeper": self.keeper.step}
-        jobs[L3] = self.followers[L3].step
-        if self.l2 is not None:
-            jobs[L2] = self.step_l2
+        jobs: dict[str, Callable[[], float]] = {"log": self.step_log}
+        if self.config.passive:
+            jobs["attach"] = self._step_attach
+        else:
+            self._adopt_orphans()
+            self.arbiter.open()
+            self.feeds.begin()
+            jobs[Arbiter.JOB] = self.arbiter.step
+            jobs["keeper"] = self.keeper.step
+            if self.trees.kept:
+                jobs["merkle"] = self.trees.step
+            jobs[L3] = self.followers[L3].step
+            if self.l2 is not None:
+                jobs[L2] = self.step_l2
+                if self.config.l2_sweep_keys_per_s and hasattr(self.l2.store, "sweep"):
+                    jobs["sweep"] = self._sweeper(self.l2).step
+        jobs.update((part.JOB, part.step) for part in (self.coherence, self.publisher) if part)
+        self._step_attach()
         for tier in (self.l3, self.l2):
-            if tier is not None:
-                with contextlib.suppress(StorageError):
-                    tier.ready()
-                if tier.config_error is not None:
-                    raise tier.config_error
-        with contextlib.suppress(StorageError):
-            self.keeper.step()
+            if tier is not None and tier.config_error is not None:
+                raise tier.config_error
+        if not self.config.passive:
+            with contextlib.suppress(StorageError):
+                self.keeper.step()
         for name, step in jobs.items():
             self.runtime.add_job(name, step)
             self.job_names.append(name)
+
+    def _sweeper(self, l2: Tier[Any]) -> Sweeper:
+        return Sweeper(l2, self.clock, keys_per_s=self.config.l2_sweep_keys_per_s)
+
+    def _step_attach(self) -> float:
+        """Attach what is there; a job of its own only where no follower does it."""
+        for tier in (self.l3, self.l2):
+            # To begin a new epoch is a change: a passive engine does without L2 then.
+            if tier is not None and not (self.config.passive and tier.renew is not None):
+                with contextlib.suppress(StorageError):
+                    tier.ready()
+        return 1.0
 
     def _adopt_orphans(self) -> None:
         for path, lock in orphans(self.path):
@@ -454,7 +585,9 @@ class House:
                 data = self.filters.snapshot(info.uuid, info.generation, self.log.head())
                 self.log.put_snapshot(_FILTER_SNAPSHOT, data)
 
-    def flush(self, timeout_s: float, reason: FlushReason = FlushReason.MANUAL) -> dict[str, int]:
+    def flush(
+        self, timeout_s: float, reason: FlushReason = FlushReason.MANUAL, *, sinks: bool = False
+    ) -> dict[str, int]:
         """Deliver all that was acknowledged before the call; return what is left by follower."""
         target = self.log.appended
         deadline = self.clock.monotonic() + timeout_s
@@ -465,20 +598,24 @@ class House:
             wait_s = max(0.0, deadline - self.clock.monotonic())
             if not self.arrivals.wait(name, target, wait_s):
                 left[name] = target - self.log.cursor(name)
-        return left
+        return left | self.doors.left(target, deadline) if sinks else left
 
     def stop(self, timeout_s: float) -> list[str]:
         """Stop the jobs and close everything; return the jobs that did not stop in time."""
         stuck = self.runtime.close(timeout_s)
         self.job_names.clear()
+        self.doors.close(stuck)
         if L3 not in stuck:
             self._save_filter()
             self.keeper.close()
+        self.arbiter.close()
         try:
             self.log.close()
         finally:
             for tier in (self.l2, self.l3):
                 if tier is not None and tier.name not in stuck:
                     tier.detach()
+            if self.stores.feed is not None:
+                self.stores.feed.close()
             self.owner.release()
         return stuck

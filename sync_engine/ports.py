@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sync_engine.core.item import Change
+from sync_engine.core.merkle import MerkleState, MerkleTree, TreeCheck
 
 __all__ = [
     "AdapterContext",
@@ -21,10 +22,13 @@ __all__ = [
     "BlobInfo",
     "BlobStore",
     "CacheStore",
+    "ChangeFeed",
     "ChangeLog",
     "Clock",
     "Event",
+    "FeedSink",
     "LogSlice",
+    "MerkleStore",
     "NearCache",
     "Overtaken",
     "PositionedSink",
@@ -162,6 +166,78 @@ class PositionedSink(Sink, Protocol):
         """
 
 
+class FeedSink(PositionedSink, Protocol):
+    """A sink that tells others what the archive took: it holds changes, not items.
+
+    It is given what the archive has taken only, in order, and no copy of what was there before.
+    Changes that it once lost are not given again: it tells its readers of the gap instead. A class
+    says that it is one by ``is_feed = True``.
+    """
+
+    is_feed: bool
+
+    def begin(self, log_uuid: str, position: int, *, after_gap: bool) -> None:
+        """Let a log begin, or begin again, after a position.
+
+        With `after_gap`, entries may have been lost before it, and every reader learns of that.
+
+        Raises:
+            StoreUnavailable: Try again later.
+        """
+
+
+class ChangeFeed(Protocol):
+    """Ids and versions of what engines on one archive brought into it, for each other.
+
+    Nothing is missed in silence: what was lost on the way is told as `FeedGap`. One job tells, and
+    another one listens.
+
+    Attributes:
+        idle_s: Seconds until it is worth to read again where nothing came: 0.0 where `read` itself
+            has waited.
+    """
+
+    name: str
+    idle_s: float
+
+    def attach(self) -> None:
+        """Connect; safe to repeat.
+
+        Raises:
+            StoreUnavailable: It is not there now.
+            ConfigError: It can never serve us as configured.
+        """
+
+    def position(self, log_uuid: str) -> int | None:
+        """Return the position that a log has reached; None where it never began."""
+
+    def begin(self, log_uuid: str, position: int, *, after_gap: bool) -> None:
+        """Let a log begin, or begin again, after a position; see `FeedSink.begin`."""
+
+    def apply_at(self, changes: Sequence[Change], log_uuid: str, position: int) -> None:
+        """Tell a batch, and the position that it ends at; all of it or nothing."""
+
+    def seek_end(self) -> None:
+        """Listen to what comes from now on.
+
+        Raises:
+            StoreUnavailable: Try again later.
+        """
+
+    def read(self, wait_s: float) -> Sequence[tuple[str, Sequence[Change]]]:
+        """Return batches that were told, each with the log it is from; waits for one a moment.
+
+        Contents are left out: a put has empty bytes.
+
+        Raises:
+            FeedGap: Something was missed: `seek_end` begins anew.
+            StoreUnavailable: Something may be missed: `seek_end` begins anew.
+        """
+
+    def close(self) -> None:
+        """Close connections; safe twice."""
+
+
 class NearCache(Protocol):
     """L1: a bounded cache in memory that may drop anything at any time.
 
@@ -285,6 +361,22 @@ class ArchiveStore(Sink, Protocol):
             ConfigError: Wrong credentials, or a schema of another version (says how to migrate).
         """
 
+    def put_if(self, change: Change, expected: int) -> Change | None:
+        """Write a change if the row of its id has exactly the expected version; 0 is "no row".
+
+        Tombstones and expired rows count as rows. One transaction: no write of anybody lies between
+        the comparison and the row. To repeat it, with the same change, is harmless: what is there
+        already counts as written.
+
+        Returns:
+            None where it was written; else what is there: a tombstone of version 0 where there is
+            no row.
+
+        Raises:
+            StoreUnavailable: Try again later; whether it was written is not known.
+            StoreRejected: It can never be written.
+        """
+
     def get_many(self, ids: Sequence[str]) -> dict[str, Change]:
         """Return the rows of these ids, tombstones included; absent ids are left out.
 
@@ -367,6 +459,42 @@ class ArchiveStore(Sink, Protocol):
 
     def close(self) -> None:
         """Close connections; safe twice, safe before `attach`."""
+
+
+class MerkleStore(MerkleTree, Protocol):
+    """The Merkle tree that an archive keeps with its rows; the archive's attribute ``merkle``.
+
+    It says of any range, at any moment, what a tree made from the rows at that moment would say.
+    """
+
+    separator: str
+
+    def state(self) -> MerkleState:
+        """Return how the tree does.
+
+        Raises:
+            StoreUnavailable: Try again later.
+        """
+
+    def fold(self) -> int:
+        """Tidy up what batches have left; return how many were folded.
+
+        Raises:
+            StoreUnavailable: Try again later; `StoreBusy`: another engine does it now.
+        """
+
+    def begin_build(self) -> None:
+        """Throw the tree away; `build_step` makes it anew. Raises as `fold`."""
+
+    def build_step(self, items_max: int = 20_000) -> int:
+        """Build a bit of an unbuilt tree; return how many rows, 0 at the end. Raises as `fold`."""
+
+    def check(self, after: str | None = None, blocks: int = 1) -> TreeCheck:
+        """Compare some rows, by their contents, with the tree.
+
+        Raises:
+            StoreUnavailable: Try again later, or the tree is not built.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ its first use, and handed to each test running and (Redis) empty, whatever the t
 - ``sqlite_url``, ``mariadb_url``, ``postgres_url``  URL of a fresh, empty database
 - ``archive_url``      function: "sqlite", "mariadb" or "postgres" to URL of a fresh, empty database
 - ``any_sql_url``      parametrised over the three kinds
+- ``rclone_s3``, ``moto_s3``  `S3Server`: ``endpoint_url``, ``settings()``, ``boto()``,
+  ``new_bucket()``, ``kill()`` ...; ``any_s3`` one after the other; ``fake_s3`` `FakeS3`
 - ``fault_proxy``      function: (host, port) to `sync_engine.testing.FaultProxy`, closed at the end
 - ``clock``, ``runtime``  a `ManualClock`, and a `ManualRuntime` on it
 
@@ -34,6 +36,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from support.processes import MissingServer
+from support.s3_servers import (  # noqa: F401 - fixtures, found by name
+    _moto_s3,
+    _rclone_s3,
+    any_s3,
+    fake_s3,
+    moto_s3,
+    rclone_s3,
+)
 from support.servers import MariaDBServer, PostgresServer, RedisCluster, RedisServer, SqlServer
 
 if TYPE_CHECKING:

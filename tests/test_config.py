@@ -421,7 +421,7 @@ def test_the_repr_tells_what_differs_from_the_defaults() -> None:
 def test_no_password_is_shown_anywhere(tmp_path: Path) -> None:
     """A canary in every place a password can be; then everything that is shown is searched."""
     urls = {
-        "redis_url": f"rediss://user:{CANARY}@h:6379/0?password={CANARY}",
+        "redis_url": f"redis+sentinel://user:{CANARY}@h/m?sentinel_password={CANARY}",
         "sql_url": f"mysql+pymysql://user:{CANARY}@h/db?ssl_key_password={CANARY}",
     }
     config = SyncEngineConfig.load(env={}, **urls)

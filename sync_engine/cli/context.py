@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -83,24 +84,41 @@ class Context:
 
     @contextmanager
     def reading(self) -> Iterator[SyncEngine]:
-        """Open an engine to look at what is there; a data_dir that is not there is a mistake.
+        """Open an engine that only looks: no other engine on the archive notices it.
 
         Raises:
             UsageError: There is nothing to read.
         """
+        with self._existing(passive=True) as engine:
+            yield engine
+
+    @contextmanager
+    def delivering(self) -> Iterator[SyncEngine]:
+        """Open an engine on what is there, to deliver what waits in its log.
+
+        Raises:
+            UsageError: There is nothing to deliver.
+        """
+        with self._existing(passive=False) as engine:
+            yield engine
+
+    @contextmanager
+    def _existing(self, *, passive: bool) -> Iterator[SyncEngine]:
+        """Open an engine; a data_dir that is not there is a mistake."""
         config = self.config
         if config.sql_url is None and not config.data_dir.is_dir():
             raise UsageError(
                 f"there is no data_dir {config.data_dir}",
                 "name it with --data-dir or SYNC_ENGINE_DATA_DIR, or write something first",
             )
-        with self._open(min(_READER_CLOSE_S, config.close_timeout_s)) as engine:
+        close_s = 0.0 if passive else min(_READER_CLOSE_S, config.close_timeout_s)
+        with self._open(close_s, passive=passive) as engine:
             yield engine
 
     @contextmanager
     def writing(self) -> Iterator[SyncEngine]:
         """Open an engine to write; at the end, deliver, and tell what is left in the log."""
-        with self._open(self.config.close_timeout_s) as engine:
+        with self._open(self.config.close_timeout_s, passive=False) as engine:
             yield engine
         report = self.closed
         if report is not None and report.left:
@@ -113,8 +131,9 @@ class Context:
             self.output.warn(f"{letters} wait for a decision: `sync-engine dlq list`")
 
     @contextmanager
-    def _open(self, close_s: float) -> Iterator[SyncEngine]:
-        engine = SyncEngine(self.config).start()
+    def _open(self, close_s: float, *, passive: bool) -> Iterator[SyncEngine]:
+        config = replace(self.config, passive=True) if passive else self.config
+        engine = SyncEngine(config).start()
         try:
             yield engine
         finally:

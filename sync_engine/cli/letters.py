@@ -110,7 +110,7 @@ def _chosen(context: Context) -> list[int] | None:
 
 def _requeue(context: Context) -> int:
     output, positions = context.output, _chosen(context)
-    with context.reading() as engine:
+    with context.delivering() as engine:
         if positions is not None:
             _found(engine, positions)
         before = len(engine.dead_letters())

@@ -85,11 +85,11 @@ def _health(context: Context) -> int:
             "back-pressure": health.backpressure,
         },
     )
-    for sentence in health.degraded:
+    for sentence in (*health.degraded, *health.warnings):
         output.warn(sentence.removesuffix(": "))
     if code == ExitCode.UNAVAILABLE:
         output.note("`sync-engine doctor` tells what is wrong with a server")
-    if not health.degraded:
+    if not health.degraded and not health.warnings:
         output.report("all is well", "green")
     return code
 
@@ -102,7 +102,7 @@ def _flush_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _flush(context: Context) -> int:
     output = context.output
-    with context.reading() as engine:
+    with context.delivering() as engine:
         report = engine.flush(context.args.timeout)
         health = engine.health() if report.left else None
     if output.json:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import uuid
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sync_engine.config import SyncEngineConfig
-from sync_engine.config.urls import sqlite_file
-from sync_engine.core.item import Change
 from sync_engine.ports import Clock
 
 __all__ = ["archive_url", "clock_difference_s", "packet_bytes_max", "schema_version", "try_write"]
@@ -41,24 +37,9 @@ def schema_version(url: str, clock: Clock, timeout_s: float) -> int:
         StoreUnavailable: The server is not there now.
         StoreRejected: It refuses us.
     """
-    from sync_engine.stores.sql.errors import translated
+    from sync_engine.stores.sql import schema_version as found
 
-    file = sqlite_file(url)
-    if file is not None and not Path(file).exists():
-        return 0
-    dialect = _dialect(url, clock, timeout_s)
-    try:
-        with translated("read the schema"), dialect.reading() as connection:
-            if "schema_version" not in dialect.columns(connection, f"{_TABLE}_meta"):
-                return 0
-            rows = dialect.query(connection, "SELECT schema_version FROM {m} WHERE id = 1")
-            return int(rows[0][0]) if rows else 0
-    finally:
-        dialect.close()
-
-
-class _RollBack(Exception):
-    """Ends a transaction without leaving a trace."""
+    return found(url, clock=clock, timeout_s=timeout_s)
 
 
 def try_write(url: str, clock: Clock, timeout_s: float) -> None:
@@ -68,22 +49,9 @@ def try_write(url: str, clock: Clock, timeout_s: float) -> None:
         StoreUnavailable: The server is not there now.
         StoreRejected: It does not let us write.
     """
-    from sync_engine.stores.sql.errors import translated
-    from sync_engine.stores.sql.rows import rows_of
+    from sync_engine.stores.sql import check_rights
 
-    dialect = _dialect(url, clock, timeout_s)
-    change = Change(f"sync-engine doctor {uuid.uuid4()}", 1, b"x")
-    try:
-        with (
-            translated("write"),
-            suppress(_RollBack),
-            dialect.writing() as (connection, info),
-        ):
-            rows = rows_of([change], lambda _: set(), text=dialect.text_labels)
-            dialect.upsert(connection, info, rows)
-            raise _RollBack
-    finally:
-        dialect.close()
+    check_rights(url, clock=clock, timeout_s=timeout_s)
 
 
 def clock_difference_s(url: str, clock: Clock, timeout_s: float) -> float | None:

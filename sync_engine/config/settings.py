@@ -96,6 +96,17 @@ class SyncEngineConfig:
         None, sql_url(), "Database of the archive; none is SQLite in data_dir/archive.db."
     )
     create_schema: bool = _setting(True, boolean(), "Create missing tables at start.")
+    merkle: bool = _setting(
+        True, boolean(), "Keep the Merkle tree of the archive; the same on every engine."
+    )
+    merkle_separator: str = _setting(
+        ".",
+        text(r"[!-~]", "one printable ASCII character"),
+        "What parts segments of ids in the tree; chosen once for an archive.",
+    )
+    passive: bool = _setting(
+        False, boolean(), "Only look: deliver nothing, hold no lease; writes stay in the log."
+    )
 
     # promises
     durability: Durability = _setting(
@@ -126,8 +137,16 @@ class SyncEngineConfig:
         30.0, duration("s", positive=False), "Longest time close() delivers; the rest stays logged."
     )
 
+    # feed
+    feed_items_kept: int = _setting(
+        0, whole(0), "Archived changes that the log keeps for readers of `changes` who come back."
+    )
+
     # L1
     l1_bytes_max: int = _setting(128 * _MIB, size(0), "Memory of the L1 cache; 0 is off.")
+    stale_bytes_max: int = _setting(
+        16 * _MIB, size(0), "Memory of expired copies for `stale_if_error`; 0 is off."
+    )
     l1_policy: str = _setting(DEFAULT_POLICY, choice(tuple(POLICIES)), "What L1 evicts first.")
 
     # reading
@@ -158,9 +177,18 @@ class SyncEngineConfig:
     )
     l2_fill_ttl_s: float = _setting(3600.0, _S, "How long copies of archived items stay in L2.")
     l2_tombstone_ttl_s: float = _setting(600.0, _S, "How long L2 remembers a deletion.")
+    l2_sweep_keys_per_s: int = _setting(
+        1000, whole(0), "Keys of L2 looked at for abandoned ones, in a second; 0 leaves them."
+    )
     l2_circuit_failures_max: int = _setting(5, _COUNT, "Failures in a row that open L2's circuit.")
     l2_circuit_open_s: float = _setting(2.0, _S, "How long L2 is then left alone.")
     l2_circuit_successes_min: int = _setting(1, _COUNT, "Successful probes that close it.")
+
+    coherence: str = _setting(
+        "auto",
+        choice(("auto", "off")),
+        "Whether engines on one archive tell each other what they wrote, or trust their L1 alone.",
+    )
 
     # L3
     l3_timeout_s: float = _setting(10.0, _S, "Longest wait for an answer of the database.")

@@ -7,9 +7,10 @@ database that is no number becomes database 0. Messages never quote the URL.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+from sync_engine.config.gather import nearest
 from sync_engine.config.values import Kind, Unusable
 from sync_engine.telemetry import redact_url
 
@@ -17,6 +18,19 @@ __all__ = ["redis_url", "sql_url", "sqlite_file"]
 
 _ESCAPE = "percent-encode @ : / ? # in user and password"
 _REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "redis+sentinel", "unix")
+_TLS = ("rediss", "rediss+cluster")
+_REDIS_OPTIONS = {
+    "db": ("redis", "rediss", "unix"),
+    **dict.fromkeys(
+        ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname", "ssl_cert_reqs"), _TLS
+    ),
+    **dict.fromkeys(("sentinel_username", "sentinel_password"), ("redis+sentinel",)),
+}
+_CHOICES = {
+    "ssl_cert_reqs": ("required", "none"),
+    "ssl_check_hostname": ("true", "false", "1", "0", "yes", "no"),
+}
+_OPTION = re.compile(r"[a-z][a-z_]{0,31}")
 _SQL_DIALECTS = ("sqlite", "mysql", "mariadb", "postgresql", "postgres")
 _HOST = re.compile(r"[A-Za-z0-9._\-]+|\[[0-9A-Fa-f:.%A-Za-z]+\]")
 
@@ -67,6 +81,7 @@ def _redis_faults(url: str) -> Iterator[str]:
     if parts.scheme not in _REDIS_SCHEMES:
         yield f"must start with one of {', '.join(f'{s}://' for s in _REDIS_SCHEMES)}"
         return
+    yield from _redis_option_faults(parts)
     if parts.scheme == "unix":
         if not parts.path:
             yield "needs the path of a socket, as in unix:///run/redis.sock"
@@ -79,6 +94,33 @@ def _redis_faults(url: str) -> Iterator[str]:
             yield "names no master, as in redis+sentinel://host:26379/mymaster"
     if database and not (database.isascii() and database.isdigit()):
         yield "has a database that is no number"
+
+
+def _redis_option_faults(parts: SplitResult) -> Iterator[str]:
+    """Tell what the store would refuse at its start, or the driver would misread."""
+    known = [option for option, schemes in _REDIS_OPTIONS.items() if parts.scheme in schemes]
+    seen: set[str] = set()
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name in _REDIS_OPTIONS and name not in known:
+            yield f"has the option {name}, which goes with {_or(_REDIS_OPTIONS[name])}"
+        elif name not in known:
+            listed = ", ".join(known) or "none"
+            guess = nearest(name, known) or f"; known here: {listed}"
+            shown = f" {name}" if _OPTION.fullmatch(name) else ""  # else it may be anything
+            yield f"has an unknown option{shown}{guess}"
+        elif name in seen or not value:
+            yield f"has the option {name} {'twice' if name in seen else 'without a value'}"
+        elif name == "db" and not (value.isascii() and value.isdigit()):
+            yield "has a database that is no number"
+        elif name in _CHOICES and value.lower() not in _CHOICES[name]:
+            yield f"has an option {name} that is none of {', '.join(_CHOICES[name])}"
+        seen.add(name)
+    if "db" in seen and parts.scheme in ("redis", "rediss") and parts.path.strip("/"):
+        yield "names its database twice"
+
+
+def _or(schemes: Sequence[str]) -> str:
+    return " or ".join(f"{scheme}://" for scheme in schemes)
 
 
 def _sql_faults(url: str) -> Iterator[str]:

@@ -56,6 +56,7 @@ class SyncItem(msgspec.Struct, frozen=True, gc=False):
         version: Hybrid-logical-clock value given by the engine; 0 before it was submitted.
         expires_at_ms: Wall-clock milliseconds after which the item is gone; 0 is never.
         trace_parent: W3C ``traceparent`` of the writer, or empty.
+        stale: Whether the deadline had passed when it was read; only where the caller allowed it.
     """
 
     id: str
@@ -65,6 +66,7 @@ class SyncItem(msgspec.Struct, frozen=True, gc=False):
     version: int = 0
     expires_at_ms: int = 0
     trace_parent: str = ""
+    stale: bool = False
 
     @classmethod
     def from_json(cls, id: str, value: Any, *, state: str = DEFAULT_STATE) -> SyncItem:
@@ -133,7 +135,7 @@ class Change(msgspec.Struct, frozen=True, gc=False, array_like=True):
         """Whether its deadline has passed at the given wall-clock time, in milliseconds."""
         return 0 < self.expires_at_ms <= now_ms
 
-    def item(self) -> SyncItem | None:
+    def item(self, *, stale: bool = False) -> SyncItem | None:
         """Return the item as users see it, or None for a tombstone."""
         if self.content is None:
             return None
@@ -145,6 +147,7 @@ class Change(msgspec.Struct, frozen=True, gc=False, array_like=True):
             self.version,
             self.expires_at_ms,
             self.trace_parent,
+            stale,
         )
 
 

@@ -141,6 +141,7 @@ class Health:
         pending_age_s: Seconds that the oldest has waited.
         dead_letters: Changes put aside.
         backpressure: Level, by name.
+        warnings: Settings of the servers that weaken the loss contract, as sentences.
     """
 
     state: EngineState
@@ -153,4 +154,5 @@ class Health:
     pending_age_s: float
     dead_letters: int
     backpressure: str
+    warnings: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)

@@ -124,6 +124,7 @@ def measure_health(parts: Inspectable | None, state: EngineState) -> Health:
         pending_age_s=parts.writer.oldest_age_s,
         dead_letters=wal.dead_letters,
         backpressure=level.name,
+        warnings=parts.l3.warnings,
     )
 
 
@@ -140,8 +141,10 @@ def _tier_health(parts: Inspectable, name: str, tier: Tier[Any]) -> TierHealth:
             latency = tier.store.ping()
         except StorageError as exc:
             error = str(exc)
-    elif tier.config_error is not None:
-        error = str(tier.config_error)
+    elif tier.parked:
+        error = "detached on request"
+    else:  # the follower may never have tried, or say no more than that the circuit is open
+        error = tier.attach_error or error
     return TierHealth(
         attached=tier.attached,
         circuit=tier.guard.breaker.state.value,

@@ -18,6 +18,7 @@ _log = get_logger("flow.keeper")
 _PAGE = 5000
 _PURGE_EVERY_S = 60.0
 _PURGE_LIMIT = 1000
+_SETTLE_S = 0.01
 
 
 class Keeper:
@@ -42,6 +43,7 @@ class Keeper:
         oldest_pending_ms: Callable[[], int],
         restore: Callable[[], bool],
         enabled: bool,
+        settled: Callable[[], bool] = lambda: True,
     ) -> None:
         self._l3 = l3
         self._filters = filters
@@ -53,6 +55,9 @@ class Keeper:
         self._oldest_pending_ms = oldest_pending_ms
         self._restore: Callable[[], bool] | None = restore
         self._enabled = enabled
+        self._settled = settled
+        self._giving_up = False
+        self._asked = False
         self._epoch = -1  # our log is locked: no other process alive bears our name
         self._lease_until = -math.inf
         self._renew_at = -math.inf
@@ -76,12 +81,16 @@ class Keeper:
         except StorageError as exc:
             _log.limited("upkeep_failed", error=exc)
             return self._lease_ttl_s / 3
-        return self._lease_ttl_s / 3
+        return _SETTLE_S if self._giving_up else self._lease_ttl_s / 3
 
     def _keep_lease(self) -> None:
         asked = self._clock.monotonic()
-        if asked < self._renew_at:
+        if self._giving_up:
+            self._give_up()
+        # To ask again would give the lease up.
+        if asked < self._renew_at or self._giving_up:
             return
+        self._asked = True
         epoch = self._l3.call(
             "lease", self._l3.store.lease, self._owner, self._lease_ttl_s, steal=self._epoch < 0
         )
@@ -96,8 +105,15 @@ class Keeper:
             _log.info("lease_lost", owner=self._owner)
         self._lose("another engine writes to the archive")
         self._epoch = 0
-        self._l3.call("release_lease", self._l3.store.release_lease, self._owner)
         self._renew_at = asked + self._lease_ttl_s / 3
+        self._giving_up = True
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """Let the others write once the archive has what was decided while nobody else could."""
+        if self._settled():
+            self._l3.call("release_lease", self._l3.store.release_lease, self._owner)
+            self._giving_up = False
 
     def _lose(self, reason: str) -> None:
         self._lease_until = -math.inf
@@ -150,9 +166,9 @@ class Keeper:
         self._purge_at = now if gone == _PURGE_LIMIT else now + _PURGE_EVERY_S
 
     def close(self) -> None:
-        """Give the lease up, if the archive can be told."""
+        """Give the lease up, if it was ever asked for and the archive can be told."""
         self._lease_until = -math.inf
-        if self._l3.attached:
+        if self._l3.attached and self._asked:
             try:
                 self._l3.call("release_lease", self._l3.store.release_lease, self._owner)
             except StorageError as exc:

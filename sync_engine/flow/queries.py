@@ -13,6 +13,7 @@ from sync_engine.ports import ArchiveStore
 __all__ = ["Queries"]
 
 _PAGE = 1000
+_KEYS_PAGE = 5000
 _L3 = int(Route.L3)  # a plain number: flags are slow on hot paths
 
 
@@ -53,12 +54,18 @@ class Queries:
         )
 
     def scan(
-        self, *, prefix: str = "", state: str | None = None, after: str | None = None
+        self,
+        *,
+        prefix: str = "",
+        state: str | None = None,
+        after: str | None = None,
+        keys_only: bool = False,
     ) -> Iterator[Change]:
         """Yield live items in bytewise id order, ids strictly greater than `after`.
 
         What was acknowledged before the call and not changed since is seen exactly once; what is
-        written meanwhile may or may not be.
+        written meanwhile may or may not be. With `keys_only` the archive sends no contents, and
+        those of the changes mean nothing.
 
         Raises:
             StoreUnavailable: The archive cannot be asked.
@@ -68,6 +75,7 @@ class Queries:
             (change_id for change_id in self._pending_ids() if change_id.startswith(prefix)),
             key=_key,
         )
+        limit = _KEYS_PAGE if keys_only else _PAGE
         start = 0 if after is None else bisect_right(pending, _key(after), key=_key)
         while True:
             page = self._l3.call_with_retry(
@@ -76,9 +84,10 @@ class Queries:
                 after=after,
                 prefix=prefix,
                 state=state,
-                limit=_PAGE,
+                limit=limit,
+                keys_only=keys_only,
             )
-            last = page[-1].id if len(page) == _PAGE else None
+            last = page[-1].id if len(page) == limit else None
             end = len(pending) if last is None else bisect_right(pending, _key(last), key=_key)
             yield from self._merge(page, pending[start:end], state)
             if last is None:

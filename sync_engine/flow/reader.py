@@ -6,12 +6,15 @@ write overtook answers its callers and fills nothing.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from sync_engine.core.filters import FilterManager
 from sync_engine.core.item import Change, Route
-from sync_engine.errors import StorageError, StoreUnavailable
+from sync_engine.errors import CorruptData, StorageError, StoreUnavailable
+from sync_engine.flow.heard import Heard
+from sync_engine.flow.stale import StaleCopies
 from sync_engine.flow.tier import Tier
 from sync_engine.ports import ArchiveStore, CacheStore, Event, NearCache, Runtime
 from sync_engine.telemetry import Metrics, get_logger
@@ -52,9 +55,11 @@ class Reader:
         runtime: Runtime,
         metrics: Metrics,
         *,
+        stale: StaleCopies,
         observe_version: Callable[[int], None],
         timeout_s: float,
         wake_l2: Callable[[], None],
+        heard: Heard | None = None,
     ) -> None:
         self._pending = pending
         self._l1 = l1
@@ -63,15 +68,17 @@ class Reader:
         self._filters = filters
         self._runtime = runtime
         self._now_ms = runtime.clock.now_ms
+        self._stale = stale
         self._observe_version = observe_version
         self._timeout_s = timeout_s
         self._wake_l2 = wake_l2
+        self._heard = Heard() if heard is None else heard
         self._lock = runtime.lock()
         self._flights: dict[str, _Flight] = {}
         self._fills: deque[Change] = deque(maxlen=_FILLS_MAX)
         self._hits = {
             tier: metrics.counter("reads", tier=tier)
-            for tier in ("overlay", "l2", "l3", "filter", "absent")
+            for tier in ("overlay", "l2", "l3", "filter", "absent", "stale")
         }
 
     # -- the log's side ---------------------------------------------------------------------------
@@ -83,6 +90,12 @@ class Reader:
                 flight = self._flights.get(change.id)
                 if flight is not None:
                     flight.overtaken = True
+
+    def overtake_all(self) -> None:
+        """Let no question that is under way fill anything: nobody knows what it missed."""
+        with self._lock:
+            for flight in self._flights.values():
+                flight.overtaken = True
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -109,6 +122,28 @@ class Reader:
         if change is None or change.content is None:
             return None
         return None if change.expired(self._now_ms()) else change
+
+    def get_stale(self, change_id: str, within_ms: int) -> Change | None:
+        """Return the newest copy known here or in the archive, if it expired not long ago.
+
+        For callers whose question failed, and who allowed an old answer. What is known to be
+        deleted is not answered.
+
+        Args:
+            change_id: The item's id.
+            within_ms: The longest time since its deadline, in milliseconds.
+        """
+        change = self._pending(change_id) or self._stale.get(change_id)
+        if change is None:
+            with contextlib.suppress(StorageError, CorruptData):
+                change = self.archived((change_id,)).get(change_id)
+        if change is None or change.content is None:
+            return None
+        if change.expired(self._now_ms() - within_ms):
+            return None
+        self._hits["stale"].inc()
+        _log.limited("served_stale", id=change_id, expired_at_ms=change.expires_at_ms)
+        return change
 
     def get_many(self, ids: Sequence[str]) -> dict[str, Change]:
         """Return the live items among ids; one L2 and one L3 query for all that are not near.
@@ -212,7 +247,12 @@ class Reader:
         now_ms = self._now_ms()
         for change_id, change in cached.items():
             # A mark without a value only says that an older value must not come back.
-            if change.content is not None and not change.expired(now_ms):
+            # Nor is a value that another engine was heard to have replaced in the archive.
+            if (
+                change.content is not None
+                and change.version >= self._heard.version(change_id)
+                and not change.expired(now_ms)
+            ):
                 found[change_id] = change
                 self._hits["l2"].inc()
                 self._observe_version(change.version)
@@ -252,6 +292,7 @@ class Reader:
             self._l1.put(change)
             if flight.overtaken:  # a write came in between: whatever is there now may be ours
                 self._l1.discard(change.id)
+                self._stale.discard(change.id)
 
     def _fill_l2(self, change: Change, flight: _Flight) -> None:
         if not flight.overtaken and self._l2 is not None and self._l2.usable:
@@ -269,7 +310,8 @@ class Reader:
         fills: list[Change] = []
         while self._fills and len(fills) < 1000:
             change = self._fills.popleft()
-            if self._pending(change.id) is None:
+            old = change.version < self._heard.version(change.id)
+            if not old and self._pending(change.id) is None:
                 fills.append(change)
         if fills:
             newest = {change.id: change for change in fills}

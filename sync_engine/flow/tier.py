@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from sync_engine.core.item import Change
-from sync_engine.errors import ConfigError, StorageError, StoreUnavailable
+from sync_engine.errors import CircuitOpen, ConfigError, StorageError, StoreUnavailable
 from sync_engine.flow.guard import Guard
-from sync_engine.ports import Sink
+from sync_engine.ports import ArchiveInfo, Sink
 from sync_engine.telemetry import get_logger
 
 __all__ = ["Tier"]
@@ -27,6 +27,11 @@ class Tier(Generic[S]):
 
     Every call passes the guard, so that a store that is down costs its callers nothing but the
     first few timeouts.
+
+    Attributes:
+        attached: Whether the store was reached and checked.
+        attach_error: Why the last attempt to attach failed; empty once one went well.
+        warnings: What the store said, when it was attached, that weakens the loss contract.
     """
 
     def __init__(self, name: str, store: S, guard: Guard) -> None:
@@ -35,6 +40,8 @@ class Tier(Generic[S]):
         self.guard = guard
         self.attached = False
         self.parked = False
+        self.attach_error = ""
+        self.warnings: tuple[str, ...] = ()
         self.renew: Callable[[], None] | None = None
         self.config_error: ConfigError | None = None
         self.prepare: Callable[[Sequence[Change]], Sequence[Change]] | None = None
@@ -57,12 +64,19 @@ class Tier(Generic[S]):
     def _attach(self) -> None:
         try:
             info = self.guard.call("attach", self.store.attach)
+        except StorageError as exc:
+            if not isinstance(exc, CircuitOpen):  # it would hide why the circuit is open
+                self.attach_error = str(exc)
+            raise
         except ConfigError as exc:
+            self.attach_error = str(exc)
             if self.config_error is None:
                 _log.error("misconfigured", tier=self.name, error=exc)
             self.config_error = exc
             raise StoreUnavailable(self.name, "attach", str(exc)) from exc
         self.config_error = None
+        self.attach_error = ""
+        self.warnings = info.warnings if isinstance(info, ArchiveInfo) else ()
         self.attached = True
         _log.info("attached", tier=self.name)
         if self.on_attach is not None:
@@ -91,7 +105,7 @@ class Tier(Generic[S]):
             StoreRejected: It can never be done.
         """
         if not self.attached:
-            raise StoreUnavailable(self.name, operation, "not attached")
+            raise StoreUnavailable(self.name, operation, self.attach_error or "not attached")
         return self.guard.call(operation, fn, *args, **kwargs)
 
     def call_with_retry(
@@ -104,7 +118,7 @@ class Tier(Generic[S]):
             StoreRejected: It can never be done.
         """
         if not self.attached:
-            raise StoreUnavailable(self.name, operation, "not attached")
+            raise StoreUnavailable(self.name, operation, self.attach_error or "not attached")
         return self.guard.call_with_retry(operation, fn, *args, **kwargs)
 
     def apply(self, changes: Sequence[Change]) -> None:

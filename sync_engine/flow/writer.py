@@ -226,6 +226,8 @@ class Writer:
             self._log.sync(position)
             return
         self._hurry_archive()
+        # Else a log that lost its end with the power would show what came before as the newest.
+        self._log.sync(position)
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         if not self._arrivals.wait(_ARCHIVE, position, timeout_s):
             raise StoreUnavailable(

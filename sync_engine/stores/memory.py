@@ -88,6 +88,7 @@ class MemoryCache:
         policy: Which entries go for room: a policy made for this cache alone, or the name of one.
         now_ms: Wall-clock milliseconds.
         lock: Makes the one lock, which writers hold for some microseconds.
+        expired: Told of every entry that leaves because its deadline has passed; must not block.
 
     Raises:
         ConfigError: The bound is negative, or there is no policy of that name.
@@ -103,6 +104,7 @@ class MemoryCache:
         policy: EvictionPolicy | str = DEFAULT_POLICY,
         now_ms: Callable[[], int],
         lock: Callable[[], AbstractContextManager[Any]] = Lock,
+        expired: Callable[[Change], None] = lambda _: None,
     ) -> None:
         if bytes_max < 0:
             raise ConfigError(f"l1_bytes_max must be 0 or more, got {bytes_max!r}")
@@ -116,6 +118,7 @@ class MemoryCache:
         self._cost_max = bytes_max // 8
         self._now_ms = now_ms
         self._lock = lock()
+        self._expired = expired
         self._entries: dict[str, Entry] = {}
         self._mortal: deque[Entry] = deque()
         self._bytes = 0
@@ -227,6 +230,7 @@ class MemoryCache:
             self._remove(id, EvictionCause.OVERSIZED)
         elif change.expires_at_ms and change.expired(self._now_ms()):
             self._remove(id, EvictionCause.EXPIRED)
+            self._expired(change)
         else:
             if self._mortal:
                 self._sweep(_SWEEP)
@@ -276,6 +280,8 @@ class MemoryCache:
         entry = self._entries.get(id)
         if entry is not None:
             self._policy.forget(entry)
+            if cause is EvictionCause.EXPIRED:
+                self._expired(entry.change)
             self._let_go(entry, cause)
 
     def _let_go(self, entry: Entry, cause: EvictionCause) -> None:

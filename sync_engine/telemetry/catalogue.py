@@ -17,6 +17,18 @@ MEANINGS: Mapping[str, str] = {
     "flush_seconds": "Time of one delivery, retries excluded.",
     "delivered_items": "Changes delivered, by tier.",
     "l2_replaced": "Times the server of L2 turned out to be another one.",
+    "source_items": "Changes taken into the log, by source.",
+    "source_progress": "What a source says of itself, by source; set when a pipeline is asked.",
+    "sink_lag_items": "Log positions before a sink.",
+    "sink_lag_bytes": "Bytes before a sink, estimated beyond 1000; set when a pipeline is asked.",
+    "sink_lag_seconds": "Age of the oldest change before a sink; set when a pipeline is asked.",
+    "sink_copying": "Whether a sink is still copied from the archive: 1 if so.",
+    "log_pending_items": "Changes that the archive has not taken; set when a pipeline is asked.",
+    "log_pending_bytes": "Their bytes; set when a pipeline is asked.",
+    "log_file_bytes": "Bytes in use in the log's file; set when a pipeline is asked.",
+    "log_dead_letters": "Changes put aside; set when a pipeline is asked.",
+    "coherence_changes": "Changes that other engines were heard to have archived.",
+    "coherence_drops": "Times L1 was emptied because others may have written, by reason.",
     "l2_cuts": "Times L2 fell too far behind and was started anew under another key epoch.",
 }
 """Name without namespace and suffix, and its meaning. A metric need not be listed to work."""

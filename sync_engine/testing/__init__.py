@@ -4,7 +4,9 @@ For tests of applications and of adapters of one's own; nothing in the engine im
 """
 
 from sync_engine.runtime import SystemClock, SystemRuntime
+from sync_engine.testing.ends import ListSource, MemorySink, PositionedMemorySink
 from sync_engine.testing.fakes import MemoryArchive, MemoryCacheStore
+from sync_engine.testing.feed import MemoryFeed
 from sync_engine.testing.flaky import FlakyStore
 from sync_engine.testing.history import (
     Action,
@@ -29,11 +31,15 @@ __all__ = [
     "FaultProxy",
     "FlakyStore",
     "History",
+    "ListSource",
     "ManualClock",
     "ManualRuntime",
     "MemoryArchive",
     "MemoryCacheStore",
+    "MemoryFeed",
+    "MemorySink",
     "Outcome",
+    "PositionedMemorySink",
     "Scheduler",
     "SimulatedRuntime",
     "SystemClock",

@@ -165,6 +165,7 @@ class MemoryArchive:
         self.name = name
         self._clock = clock
         self._rows = _Rows()
+        self._batches = 0
         self._writer = Writer(self._rows.leases, clock, name)
 
     def client(self) -> MemoryArchive:
@@ -197,16 +198,37 @@ class MemoryArchive:
         with rows.lock:
             self._writer.enter("apply")
             rows.generation += 1
+            self._batches += 1
             for change in changes:
-                known = rows.by_id.get(change.id)
-                if known is None and not change.routes & Route.L3:
-                    continue
-                if known is not None and known.version >= change.version:
-                    continue
-                if known is None:
-                    insort(rows.keys, change.id.encode())
-                keeps = change.content is not None and change.routes & Route.L3
-                rows.by_id[change.id] = change if keeps else self._tombstone(change)
+                self._write(change)
+
+    def _write(self, change: Change) -> None:
+        rows = self._rows
+        known = rows.by_id.get(change.id)
+        if known is None and not change.routes & Route.L3:
+            return
+        if known is not None and known.version >= change.version:
+            return
+        if known is None:
+            insort(rows.keys, change.id.encode())
+        keeps = change.content is not None and change.routes & Route.L3
+        rows.by_id[change.id] = change if keeps else self._tombstone(change)
+
+    def put_if(self, change: Change, expected: int) -> Change | None:
+        """Write a change if the row has the expected version; return what is there if not."""
+        rows = self._rows
+        with rows.lock:
+            self._writer.enter("put_if")
+            rows.generation += 1
+            self._batches += 1
+            known = rows.by_id.get(change.id)
+            actual = 0 if known is None else known.version
+            if actual == change.version:
+                return None
+            if actual != expected or actual > change.version:
+                return known or Change(change.id, 0, None)
+            self._write(change)
+        return None
 
     @staticmethod
     def _tombstone(change: Change) -> Change:
@@ -316,7 +338,7 @@ class MemoryArchive:
 
     def stats(self) -> Mapping[str, float]:
         """Return counters."""
-        return {"corrupt": 0, "rows": len(self._rows.by_id)}
+        return {"corrupt": 0, "rows": len(self._rows.by_id), "batches": self._batches}
 
     def close(self) -> None:
         """Leave the writers; the rows stay, as those of a server would."""

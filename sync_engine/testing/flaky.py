@@ -139,6 +139,11 @@ class FlakyStore:
 
     # -- CacheStore -------------------------------------------------------------------------------
 
+    def put_if(self, change: Change, expected: int) -> Change | None:
+        """Pass on, or fail."""
+        found: Change | None = self._call("put_if", change, expected)
+        return found
+
     def fill(self, changes: Sequence[Change]) -> None:
         """As `ports.CacheStore.fill`."""
         self._call("fill", changes)

@@ -190,6 +190,18 @@ class WriteAheadLog:
             self._show(changes)
         return last, changes
 
+    def give_version(self, above: int) -> int:
+        """Return a version larger than another one and than all before; nothing is appended."""
+        with self._lock:
+            self.versions.observe(above)
+            return self.versions.next()
+
+    def observe(self, version: int) -> None:
+        """Let every later version be larger than one that was read."""
+        if version > self.versions.last:
+            with self._lock:
+                self.versions.observe(version)
+
     def adopt(self, changes: Sequence[Change]) -> None:
         """Take changes of another log with the versions they have, and commit them."""
         with self._lock:
@@ -500,6 +512,11 @@ class WriteAheadLog:
     def synced(self) -> int:
         """Last position known to be safe from power loss."""
         return self._synced
+
+    @property
+    def released(self) -> int:
+        """Last position that every follower has passed: what is not after it may be gone."""
+        return self._release.position
 
     def used_bytes(self) -> int:
         """Return the bytes in use in the file."""

@@ -57,7 +57,9 @@ class Release:
                     self._listener.released(self._overlay.current(changes), in_memory=True)
                     self._drop(after, changes, floor)
                     break
-            part = self._reader.slice(after, min(_PART_ITEMS, floor - after), 1 << 62)
+                # What memory holds is known there by the very object: up to that, and no further.
+                count = min(_PART_ITEMS, floor - after, self._tail.base - after)
+            part = self._reader.slice(after, count, 1 << 62)
             with self._lock:
                 if self.overlay_floor == after:
                     gone = [change for change in part.changes if change is not None]

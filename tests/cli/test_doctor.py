@@ -28,7 +28,7 @@ def test_a_sound_engine_has_no_errors(cli: Cli) -> None:
     assert not [f for f in ran.json["findings"] if f["severity"] == "error"]
     assert found(ran, "log", "sound; 0 changes wait")
     assert found(ran, "sql", "may read and write")
-    assert found(ran, "sql", "schema version 1; a round trip takes")
+    assert found(ran, "sql", "schema version 2; a round trip takes")
     assert found(ran, "disk", "fsync takes")
     assert cli("scan", "--json").lines[0]["id"] == "a"
     assert len(cli("scan", "--json").lines) == 1

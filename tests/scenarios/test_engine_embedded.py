@@ -82,7 +82,7 @@ FAST = {
 # -- lifecycle (S1, S9) ---------------------------------------------------------------------------
 
 
-def test_s1_states_are_visible_and_items_come_back(tmp_path: Path) -> None:
+def test_s01_states_are_visible_and_items_come_back(tmp_path: Path) -> None:
     engine = SyncEngine(SyncEngineConfig(data_dir=tmp_path))
     assert engine.state is EngineState.CREATED
 
@@ -98,7 +98,7 @@ def test_s1_states_are_visible_and_items_come_back(tmp_path: Path) -> None:
     assert engine.state is EngineState.CLOSED
 
 
-def test_s9_double_start_double_close_and_use_after_close(tmp_path: Path) -> None:
+def test_s09_double_start_double_close_and_use_after_close(tmp_path: Path) -> None:
     engine = SyncEngine(SyncEngineConfig(data_dir=tmp_path))
     with pytest.raises(EngineClosed):
         engine.get("a")
@@ -111,13 +111,13 @@ def test_s9_double_start_double_close_and_use_after_close(tmp_path: Path) -> Non
             call()
 
 
-def test_s9_closing_before_starting_is_fine(tmp_path: Path) -> None:
+def test_s09_closing_before_starting_is_fine(tmp_path: Path) -> None:
     engine = SyncEngine(SyncEngineConfig(data_dir=tmp_path))
     engine.close()
     assert engine.state is EngineState.CLOSED
 
 
-def test_s9_rapid_cycles_leak_no_threads_and_no_files(tmp_path: Path) -> None:
+def test_s09_rapid_cycles_leak_no_threads_and_no_files(tmp_path: Path) -> None:
     def cycle() -> None:
         with SyncEngine(SyncEngineConfig(data_dir=tmp_path)) as engine:
             engine.submit("a", b"1")
@@ -482,7 +482,7 @@ def test_cached_functions(engine: SyncEngine) -> None:
 # -- outages (S3 to S7, S10, S16, S18, S19) -------------------------------------------------------
 
 
-def test_s4_l2_down_hurts_nobody_and_converges(start: Start, servers: Servers) -> None:
+def test_s04_l2_down_hurts_nobody_and_converges(start: Start, servers: Servers) -> None:
     engine = start(servers.stores, **FAST)
     servers.l2.down = True
     for n in range(50):
@@ -494,7 +494,7 @@ def test_s4_l2_down_hurts_nobody_and_converges(start: Start, servers: Servers) -
     assert len(servers.cache.get_many([f"i{n}" for n in range(50)])) == 50
 
 
-def test_s5_s6_l3_down_at_start_queues_and_drains_newest_wins(
+def test_s05_s06_l3_down_at_start_queues_and_drains_newest_wins(
     start: Start, servers: Servers
 ) -> None:
     servers.l3.down = True
@@ -658,7 +658,7 @@ def test_orphans_of_dead_processes_are_adopted(start: Start, tmp_path: Path) -> 
     assert sorted(p.name for p in (tmp_path / "data").glob("*.db")) == ["heir.log.db"]
 
 
-def test_the_filter_spares_the_archive_and_survives_a_restart(
+def test_s07_the_filter_spares_the_archive_and_survives_a_restart(
     start: Start, servers: Servers
 ) -> None:
     engine = start(servers.stores)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sync_engine.errors import ConfigError
+from sync_engine.redis_link.address import Kind, parse_address
 from sync_engine.stores.redis import RedisStore
-from sync_engine.stores.redis.address import Kind, parse_address
 from sync_engine.testing import ManualClock
 
 

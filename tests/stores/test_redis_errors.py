@@ -6,7 +6,7 @@ import pytest
 from redis import exceptions as driver
 
 from sync_engine.errors import StorageError, StoreRejected, StoreUnavailable
-from sync_engine.stores.redis.errors import translated
+from sync_engine.redis_link.errors import translated
 
 SEEN = [
     (driver.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."), "full"),

@@ -43,8 +43,8 @@ def test_missing_tables_are_not_created_where_that_is_off(
     with pytest.raises(ConfigError, match="sync-engine migrate"):
         archive.attach()
 
-    assert migrate(any_sql_url) == (0, 1)
-    assert migrate(any_sql_url) == (1, 1)
+    assert migrate(any_sql_url) == (0, 2)
+    assert migrate(any_sql_url) == (2, 2)
     archive.attach()
     archive.close()
 
@@ -58,7 +58,7 @@ def test_tables_made_by_hand_from_the_printed_text_are_accepted(
 
     archive = open_archive(any_sql_url, clock=clock, create_schema=False)
 
-    assert archive.info().schema_version == 1
+    assert archive.info().schema_version == 2
     archive.close()
 
 
@@ -66,9 +66,9 @@ def test_another_version_is_refused_with_the_way_out(
     any_sql_url: str, clock: ManualClock, sql: Sql
 ) -> None:
     open_archive(any_sql_url, clock=clock).close()
-    sql("UPDATE sync_items_meta SET schema_version = 2")
+    sql("UPDATE sync_items_meta SET schema_version = 3")
 
-    with pytest.raises(ConfigError, match="version 2"):
+    with pytest.raises(ConfigError, match="version 3"):
         open_archive(any_sql_url, clock=clock)
     with pytest.raises(ConfigError, match="newer"):
         migrate(any_sql_url)

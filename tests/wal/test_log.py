@@ -391,6 +391,41 @@ def test_a_refused_change_stays_readable_and_can_be_sent_again(open_log: Open) -
     assert again.pending("poison") is None
 
 
+def test_sending_a_refused_change_again_never_hides_a_newer_one(open_log: Open) -> None:
+    """Also where the bytes of the newer one were left to the file."""
+    log = open_log(memory_bytes_max=1)
+    refused = put(log, "a", b"refused")
+    log.dead_letter("l3", 1, refused, "no")
+    newer = put(log, "a", b"newer")
+    log.spill()
+    (letter,) = log.dead.list()
+
+    log.requeue(letter)
+
+    assert log.pending("a") == newer
+    assert log.dead.list() == []
+
+
+def test_what_one_batch_took_from_file_and_memory_leaves_the_overlay_whole(open_log: Open) -> None:
+    """What is read back from the file is equal to what memory holds, and not the same object."""
+    first = open_log()
+    for n in range(4):
+        put(first, "a", b"%d" % n)
+    first._file.close()
+    log = open_log(memory_bytes_max=1)
+    log.advance("l3", 3)
+    put(log, "a", b"4")
+    put(log, "b", b"5")
+    log.advance("l3", 5)  # one read over the place where the file ends and memory begins
+
+    assert log.pending("a") is None
+    log.spill()
+    log.tidy()
+    assert log.pending("a") is None
+    log.advance("l3", 6)
+    assert len(log.overlay) == 0
+
+
 def test_a_newer_change_replaces_a_refused_one(open_log: Open) -> None:
     log = open_log()
     log.dead_letter("l3", 1, put(log, "a", b"poison"), "no")

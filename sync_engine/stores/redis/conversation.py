@@ -24,11 +24,11 @@ from redis import exceptions as redis_errors
 
 from sync_engine.errors import StoreUnavailable
 from sync_engine.ports import Clock
-from sync_engine.stores.redis.errors import STORE, ForeignLayout, is_redirect, translated
+from sync_engine.redis_link.errors import STORE, ForeignLayout, is_redirect, translated
+from sync_engine.redis_link.link import PROOF, Command, Talk
+from sync_engine.redis_link.topology import Topology
 from sync_engine.stores.redis.keys import Epoch, Layout
-from sync_engine.stores.redis.link import PROOF, Command, Talk
 from sync_engine.stores.redis.scripts import AGREE, FORCE, SET_IF_NEWER
-from sync_engine.stores.redis.topology import Topology
 from sync_engine.telemetry import get_logger
 
 __all__ = ["Answers", "Conversation", "Request"]

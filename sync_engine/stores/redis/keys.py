@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from xxhash import xxh3_64_intdigest
 
 from sync_engine.errors import ConfigError
-from sync_engine.stores.redis.errors import STORE, ForeignLayout
+from sync_engine.redis_link.errors import STORE, ForeignLayout
 
 __all__ = ["BUCKETS", "FORMAT", "Epoch", "Layout", "bucket_of"]
 
@@ -77,11 +77,11 @@ class Layout:
             )
         self.cluster = cluster
         self.scopes: Sequence[int] = range(BUCKETS) if cluster else (0,)
-        self._prefix = prefix.encode()
+        self.prefix = prefix.encode()
 
     def mark_key(self, scope: int) -> bytes:
         """Return the key of a scope's mark."""
-        return b"%s:{%02x}:mark" % (self._prefix, scope)
+        return b"%s:{%02x}:mark" % (self.prefix, scope)
 
     def new_mark(self, identity: str) -> bytes:
         """Return a mark of an epoch that never was."""
@@ -104,6 +104,6 @@ class Layout:
             )
         name = found[1]
         buckets = (scope,) if self.cluster else range(BUCKETS)
-        heads = {bucket: b"%s:{%02x}:%s:" % (self._prefix, bucket, name) for bucket in buckets}
+        heads = {bucket: b"%s:{%02x}:%s:" % (self.prefix, bucket, name) for bucket in buckets}
         identity = found[2].decode(errors="replace")
         return Epoch(mark, self.mark_key(scope), name.decode(), identity, link, heads)

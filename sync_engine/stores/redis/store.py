@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 from sync_engine.core.item import Change
 from sync_engine.errors import ConfigError, StorageError, StoreRejected, StoreUnavailable
 from sync_engine.ports import Clock
-from sync_engine.stores.redis.address import Kind, parse_address
+from sync_engine.redis_link.address import Kind, parse_address
+from sync_engine.redis_link.errors import STORE, ForeignLayout
+from sync_engine.redis_link.link import Command
+from sync_engine.redis_link.topology import Topology, make_topology
 from sync_engine.stores.redis.conversation import Answers, Conversation, Request
-from sync_engine.stores.redis.errors import STORE, ForeignLayout
 from sync_engine.stores.redis.keys import Epoch, Layout, bucket_of
-from sync_engine.stores.redis.link import Command
 from sync_engine.stores.redis.scripts import SET_IF_NEWER_SHA
-from sync_engine.stores.redis.topology import Topology, make_topology
+from sync_engine.stores.redis.sweep import Sweep
 from sync_engine.stores.redis.values import Damaged, Entry, Lifetimes, read_value
 
 __all__ = ["RedisStore"]
@@ -58,8 +59,8 @@ class RedisStore:
     Server: Redis 6.2 or newer, or Valkey. The user needs ``+get +set +mget +getrange +eval +evalsha
     +info +select`` and ``~<prefix>:*`` (on a cluster also ``+cluster|slots``); with ``+config|get``
     values are checked against the server's own limit. Eviction should not be ``allkeys-random``:
-    each time it hits a mark, an epoch ends early. Keys of abandoned epochs are not deleted; those
-    without a deadline stay until they are evicted.
+    each time it hits a mark, an epoch ends early. `sweep` unlinks the keys of abandoned epochs, for
+    which the user needs ``+scan +unlink`` too.
 
     Cost: a write 2 to 5 µs, a read 1 to 3 µs for each small item in a batch of 1,000.
 
@@ -99,9 +100,10 @@ class RedisStore:
         )
         self._numbers = itertools.count(1)
         self._talk = Conversation(self._layout, clock=clock, window_bytes=2 * chunk_bytes_max)
+        self._sweep = Sweep(self._layout, self._talk, 2 * chunk_bytes_max)
         self._lock = threading.Lock()
         self._topology: Topology | None = None
-        self._counts = {"corrupt": 0, "foreign": 0, "fills_dropped": 0}
+        self._counts = {"corrupt": 0, "foreign": 0, "fills_dropped": 0, "swept": 0}
 
     def __repr__(self) -> str:
         return f"RedisStore({self._address.shown!r})"
@@ -271,6 +273,22 @@ class RedisStore:
                     found[change_id] = change
         return found
 
+    def sweep(self, keys_max: int) -> bool:
+        """Look at about so many keys, and unlink those of abandoned epochs.
+
+        One thread at a time. Cost: one or two round trips.
+
+        Returns:
+            Whether all keys have been looked at since this last was true.
+
+        Raises:
+            StoreUnavailable: Try again later; it goes on where it was.
+            StoreRejected: The user may not scan or unlink.
+        """
+        gone, complete = self._sweep.step(self._attached("sweep"), keys_max)
+        self._count("swept", gone)
+        return complete
+
     # -- the rest ---------------------------------------------------------------------------------
 
     def ping(self) -> float:
@@ -289,7 +307,7 @@ class RedisStore:
         return self._clock.monotonic() - started
 
     def stats(self) -> Mapping[str, float]:
-        """Return counters: ``corrupt``, ``foreign``, ``fills_dropped``, ``epochs``."""
+        """Return counters: ``corrupt``, ``foreign``, ``fills_dropped``, ``swept``, ``epochs``."""
         with self._lock:
             return {**self._counts, "epochs": self._talk.epochs}
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sync_engine.core import codec
 from sync_engine.core.item import VERSION_MAX, Change, Route
 from sync_engine.errors import CorruptData, StoreRejected
-from sync_engine.stores.redis.errors import STORE
+from sync_engine.redis_link.errors import STORE
 from sync_engine.stores.redis.keys import bucket_of
 
 __all__ = ["Damaged", "Entry", "Lifetimes", "read_value"]

@@ -10,6 +10,8 @@ from sync_engine.stores.sql import schema
 from sync_engine.stores.sql.errors import translated
 from sync_engine.stores.sql.kinds import make_dialect
 from sync_engine.stores.sql.lease import NotAdmitted
+from sync_engine.stores.sql.merkle import SqlMerkle
+from sync_engine.stores.sql.probe import check_rights, schema_version
 from sync_engine.stores.sql.schema import SCHEMA_VERSION
 from sync_engine.stores.sql.store import SqlArchive
 
@@ -17,9 +19,12 @@ __all__ = [
     "SCHEMA_VERSION",
     "NotAdmitted",
     "SqlArchive",
+    "SqlMerkle",
+    "check_rights",
     "migrate",
     "migration_sql",
     "open_archive",
+    "schema_version",
 ]
 
 _PLACES = {

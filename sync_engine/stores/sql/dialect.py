@@ -1,5 +1,6 @@
 """What the archive needs of a database; one subclass for each kind."""
 
+# ruff: noqa: S608 - texts hold checked table names and literals only; values are bound
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -24,6 +25,11 @@ _RECYCLE_S = 3600
 _COLUMNS = (
     "SELECT column_name, data_type FROM information_schema.columns"
     " WHERE table_schema = {here} AND table_name = ?"
+)
+
+_DOOMED = (
+    "SELECT id, version, tombstone, checksum FROM {t} WHERE tombstone > 0 AND tombstone < ?"
+    " ORDER BY tombstone LIMIT ?"
 )
 
 Connection = Any
@@ -54,8 +60,9 @@ class Dialect(ABC):
 
     Every pooled connection is in autocommit mode: a lone read is one round trip, and a transaction
     says so itself. SQL is written once with ``{t}``, ``{m}`` and ``{w}`` for the item, meta and
-    writer tables, ``?`` for a number or a value, ``?k`` for an id or label given as bytes, and
-    ``{lock}`` where a row that is read has to be locked.
+    writer tables, ``{d}``, ``{b}`` and ``{s}`` for the Merkle tree's deltas, blocks and state,
+    ``?`` for a number or a value, ``?k`` for an id or label given as bytes, and ``{lock}`` where a
+    row that is read has to be locked.
 
     Thread-safety: every method; a connection belongs to the thread that took it.
     """
@@ -66,6 +73,12 @@ class Dialect(ABC):
     placeholder = "%s"
     key_placeholder = "%s"
     lock_clause = " FOR UPDATE"
+    purge_clause = " FOR UPDATE"  # of the tombstones to purge
+    # Transactions that see one moment throughout: one that writes, and one that only reads. The
+    # first locks the tree, alone, before it sees anything.
+    begin_fold: tuple[str, ...] = ("BEGIN",)
+    begin_view: tuple[str, ...] = ("BEGIN",)
+    lock_tree = ""
     current_schema = "current_schema()"
     text_labels = False  # whether rows are written with str for ids and labels
 
@@ -79,6 +92,9 @@ class Dialect(ABC):
             "t": f"{quote}{name}{quote}",
             "m": f"{quote}{name}_meta{quote}",
             "w": f"{quote}{name}_writers{quote}",
+            "d": f"{quote}{name}_merkle_delta{quote}",
+            "b": f"{quote}{name}_merkle{quote}",
+            "s": f"{quote}{name}_merkle_state{quote}",
         }
 
     # -- connections ------------------------------------------------------------------------------
@@ -164,15 +180,31 @@ class Dialect(ABC):
             yield fairy.dbapi_connection
 
     @contextmanager
-    def writing(self) -> Iterator[tuple[Connection, dict[Any, Any]]]:
+    def viewing(self) -> Iterator[Connection]:
+        """Take a connection whose reads all see the archive of one moment."""
+        with self._taken(self.reader) as fairy:
+            connection = fairy.dbapi_connection
+            for statement in self.begin_view:
+                self.execute(connection, statement)
+            try:
+                yield connection
+            finally:
+                self._roll_back(fairy)
+
+    @contextmanager
+    def writing(self, *, fold: bool = False) -> Iterator[tuple[Connection, dict[Any, Any]]]:
         """Take a connection for one transaction: committed at the end, rolled back on any error.
+
+        Args:
+            fold: Whether the transaction is to see one moment throughout.
 
         Yields:
             The connection, and what `prepare` noted of it.
         """
         with self._taken(self.engine) as fairy:
             connection = fairy.dbapi_connection
-            self.execute(connection, self.begin)
+            for statement in self.begin_fold if fold else (self.begin,):
+                self.execute(connection, statement)
             try:
                 yield connection, fairy.info
                 self.execute(connection, "COMMIT")
@@ -244,14 +276,41 @@ class Dialect(ABC):
         """
 
     @abstractmethod
-    def select(
-        self, connection: Connection, columns: str, ids: Sequence[str]
-    ) -> list[tuple[Any, ...]]:
-        """Return the rows of at most `IDS_PER_QUERY` ids, in any order."""
+    def insert(self, connection: Connection, info: dict[Any, Any], rows: Sequence[Row]) -> bool:
+        """Write rows, sorted by id, of ids that had none a moment ago.
+
+        Returns:
+            False where one of them has a row by now: roll back, and look again.
+
+        Raises:
+            StoreRejected: One row is larger than the server takes.
+        """
 
     @abstractmethod
-    def purge(self, connection: Connection, below_version: int, limit: int) -> int:
-        """Delete tombstones in a transaction; return how many."""
+    def select(
+        self, connection: Connection, columns: str, ids: Sequence[str], *, lock: bool = False
+    ) -> list[tuple[Any, ...]]:
+        """Return the rows of at most `IDS_PER_QUERY` ids, in any order.
+
+        With `lock` they stay as they are until the transaction ends; ids are sorted then, and
+        locked in that order.
+        """
+
+    def purge(
+        self, connection: Connection, below_version: int, limit: int
+    ) -> list[tuple[Any, ...]]:
+        """Delete the oldest tombstones in a transaction.
+
+        Returns:
+            Id, version, tombstone and checksum of each.
+        """
+        text = _DOOMED + self.purge_clause
+        doomed = self.query(connection, text, (below_version, limit))
+        for start in range(0, len(doomed), IDS_PER_QUERY):
+            ids = [bytes(row[0]) for row in doomed[start : start + IDS_PER_QUERY]]
+            marks = ", ".join(["?k"] * len(ids))
+            self.execute(connection, f"DELETE FROM {{t}} WHERE id IN ({marks})", ids)
+        return doomed
 
     # -- what the server is -----------------------------------------------------------------------
 

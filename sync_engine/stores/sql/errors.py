@@ -17,7 +17,7 @@ from sync_engine.errors import (
     SyncEngineError,
 )
 
-__all__ = ["STORE", "Verdict", "classify", "translated", "verdict_of"]
+__all__ = ["STORE", "Verdict", "classify", "is_duplicate", "translated", "verdict_of"]
 
 STORE = "sql"
 
@@ -49,6 +49,7 @@ _MYSQL: dict[int, tuple[Verdict, str]] = {
     1792: (Verdict.PASSING, "the transaction is read-only"),
     1021: (Verdict.PASSING, "the server's disk is full"),
     1114: (Verdict.PASSING, "the table is full: the server has no room"),
+    3572: (Verdict.PASSING, "a lock was not free"),
     1317: (Verdict.PASSING, "the statement was killed"),
     1969: (Verdict.PASSING, "the statement took longer than timeout_s"),
     3024: (Verdict.PASSING, "the statement took longer than timeout_s"),
@@ -100,12 +101,21 @@ _SQLITE: dict[int, tuple[Verdict, str]] = {
     sqlite3.SQLITE_CONSTRAINT: (Verdict.REJECTED, "a constraint does not hold"),
     sqlite3.SQLITE_MISMATCH: (Verdict.REJECTED, "a value does not fit its column"),
 }
+_MYSQL_DUPLICATE = 1062
 _UNKNOWN = (Verdict.LOST, "")
 
 
 def verdict_of(exc: BaseException) -> Verdict:
     """Return what an error of any supported driver means; the unknown counts as `LOST`."""
     return classify(exc)[0]
+
+
+def is_duplicate(exc: BaseException) -> bool:
+    """Tell whether a MySQL driver says that a key was there already."""
+    code = getattr(exc, "errno", None)
+    if not isinstance(code, int):
+        code = exc.args[0] if exc.args else None
+    return code == _MYSQL_DUPLICATE
 
 
 def classify(exc: BaseException) -> tuple[Verdict, str]:

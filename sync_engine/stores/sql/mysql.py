@@ -15,7 +15,7 @@ from typing import Any
 
 from sync_engine.errors import StoreRejected, StoreUnavailable
 from sync_engine.stores.sql.dialect import Connection, Dialect
-from sync_engine.stores.sql.errors import STORE
+from sync_engine.stores.sql.errors import STORE, is_duplicate
 from sync_engine.stores.sql.rows import COLUMNS, Row
 
 __all__ = ["MysqlDialect"]
@@ -35,7 +35,6 @@ _GUARDED = ", ".join(
         "version = GREATEST(version, VALUES(version))",
     ]
 )
-_PURGE = "DELETE FROM {t} WHERE tombstone > 0 AND tombstone < ? ORDER BY tombstone LIMIT ?"
 # Variable -> (the value that is safe, what another one means)
 _SAFE = {
     "innodb_flush_log_at_trx_commit": ("1", "commits of the last second may be lost"),
@@ -51,6 +50,12 @@ class MysqlDialect(Dialect):
     quote = "`"
     begin = "START TRANSACTION"
     current_schema = "DATABASE()"
+    begin_fold = ("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "START TRANSACTION")
+    begin_view = (
+        "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+        "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY",
+    )
+    lock_tree = "SELECT id FROM {s} WHERE id = 1 FOR UPDATE NOWAIT"  # and sees nothing before
 
     @property
     def driver(self) -> str:
@@ -106,12 +111,27 @@ class MysqlDialect(Dialect):
 
     def upsert(self, connection: Connection, info: dict[Any, Any], rows: Sequence[Row]) -> None:
         """Write rows in as few statements as the packet limit allows."""
+        self._write(connection, info, rows, f" ON DUPLICATE KEY UPDATE {_GUARDED}")
+
+    def insert(self, connection: Connection, info: dict[Any, Any], rows: Sequence[Row]) -> bool:
+        """Write rows; a key that is there after all fails the statement."""
+        try:
+            self._write(connection, info, rows, "")
+        except Exception as exc:
+            if is_duplicate(exc):
+                return False
+            raise
+        return True
+
+    def _write(
+        self, connection: Connection, info: dict[Any, Any], rows: Sequence[Row], ending: str
+    ) -> None:
         packet = info[_PACKET] - _MARGIN_BYTES
         if self._has_bulk_protocol():
-            self._upsert_bulk(connection, rows, packet)
+            self._write_bulk(connection, rows, packet, ending)
             return
         head = f"INSERT INTO {self.tables['t']} ({','.join(COLUMNS)}) VALUES ".encode()
-        tail = f" ON DUPLICATE KEY UPDATE {_GUARDED}".encode()
+        tail = ending.encode()
         room = packet - len(head) - len(tail)
         values = [_literal(row) for row in rows]
         cursor = connection.cursor()
@@ -133,12 +153,11 @@ class MysqlDialect(Dialect):
         version: tuple[Any, ...] = getattr(self.engine.dialect.dbapi, "__version_info__", (2,))
         return int(version[0]) == 1
 
-    def _upsert_bulk(self, connection: Connection, rows: Sequence[Row], packet: int) -> None:
+    def _write_bulk(
+        self, connection: Connection, rows: Sequence[Row], packet: int, ending: str
+    ) -> None:
         marks = ",".join("?" * len(COLUMNS))
-        text = (
-            f"INSERT INTO {self.tables['t']} ({','.join(COLUMNS)}) VALUES ({marks})"
-            f" ON DUPLICATE KEY UPDATE {_GUARDED}"
-        )
+        text = f"INSERT INTO {self.tables['t']} ({','.join(COLUMNS)}) VALUES ({marks}){ending}"
         if any(len(row[-1]) + 2048 > packet for row in rows):  # the driver splits, not a row
             raise _too_large(packet)
         cursor = connection.cursor()
@@ -148,20 +167,17 @@ class MysqlDialect(Dialect):
             cursor.close()
 
     def select(
-        self, connection: Connection, columns: str, ids: Sequence[str]
+        self, connection: Connection, columns: str, ids: Sequence[str], *, lock: bool = False
     ) -> list[tuple[Any, ...]]:
         """Return rows by an IN query with hex literals."""
         keys = ",".join([f"x'{change_id.encode().hex()}'" for change_id in ids])
+        ending = " ORDER BY id FOR UPDATE" if lock else ""
         cursor = connection.cursor()
         try:
-            cursor.execute(f"SELECT {columns} FROM {self.tables['t']} WHERE id IN ({keys})")
+            cursor.execute(f"SELECT {columns} FROM {self.tables['t']} WHERE id IN ({keys}){ending}")
             return list(cursor.fetchall())
         finally:
             cursor.close()
-
-    def purge(self, connection: Connection, below_version: int, limit: int) -> int:
-        """Delete the oldest tombstones."""
-        return self.execute(connection, _PURGE, (below_version, limit))
 
     def server(self, connection: Connection) -> str:
         """Return product and version."""

@@ -36,11 +36,6 @@ _GUARDED = (
     + ", ".join(f"{name} = EXCLUDED.{name}" for name in COLUMNS[1:])
     + " WHERE old.version < EXCLUDED.version"
 )
-# The outer condition is tested again on a row that changed while the statement waited for it.
-_PURGE = (
-    "DELETE FROM {t} WHERE tombstone > 0 AND tombstone < ? AND id IN (SELECT id FROM {t}"
-    " WHERE tombstone > 0 AND tombstone < ? ORDER BY tombstone LIMIT ? FOR UPDATE SKIP LOCKED)"
-)
 _SAFE = {
     "fsync": ("on", "commits may be lost and the database damaged at power loss"),
     "synchronous_commit": ("on", "the last commits may be lost at a crash of the server"),
@@ -145,6 +140,10 @@ class PostgresDialect(Dialect):
     """PostgreSQL and what speaks its protocol."""
 
     kind = "postgres"
+    purge_clause = " FOR UPDATE SKIP LOCKED"
+    begin_fold = ("BEGIN ISOLATION LEVEL REPEATABLE READ",)
+    begin_view = ("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY",)
+    lock_tree = "LOCK TABLE {s} IN EXCLUSIVE MODE NOWAIT"  # the moment seen begins after it
 
     def connect_args(self) -> dict[str, Any]:
         """Return the driver's arguments."""
@@ -185,15 +184,27 @@ class PostgresDialect(Dialect):
     def upsert(self, connection: Connection, info: dict[Any, Any], rows: Sequence[Row]) -> None:
         """Write rows from arrays, one statement for all but the largest batches."""
         del info
+        self._write(connection, rows, _GUARDED)
+
+    def insert(self, connection: Connection, info: dict[Any, Any], rows: Sequence[Row]) -> bool:
+        """Write rows; one that is there after all is not counted."""
+        del info
+        return self._write(connection, rows, " ON CONFLICT (id) DO NOTHING") == len(rows)
+
+    def _write(self, connection: Connection, rows: Sequence[Row], ending: str) -> int:
+        written = 0
         cursor = connection.cursor()
         try:
             for part in _parts(rows):
-                self._run(cursor, *self._statement(part))
+                text, args = self._statement(part)
+                self._run(cursor, text + ending, args)
+                written += cursor.rowcount
         finally:
             cursor.close()
+        return written
 
     def _statement(self, rows: Sequence[Row]) -> tuple[str, list[Any]]:
-        """Return the upsert of some rows: arrays, and one value for a column that has only one."""
+        """Return the insert of some rows: arrays, and one value for a column that has only one."""
         arrays: list[Any] = []
         scalars: list[Any] = []
         array_types: list[str] = []
@@ -213,26 +224,23 @@ class PostgresDialect(Dialect):
             f"INSERT INTO {self.tables['t']} AS old ({', '.join(COLUMNS)})"
             f" SELECT {', '.join(selected)} FROM unnest({', '.join(array_types)}) AS u({names})"
         )
-        return text + _GUARDED, scalars + arrays
+        return text, scalars + arrays
 
     def select(
-        self, connection: Connection, columns: str, ids: Sequence[str]
+        self, connection: Connection, columns: str, ids: Sequence[str], *, lock: bool = False
     ) -> list[tuple[Any, ...]]:
         """Return rows by an array of ids."""
+        ending = " ORDER BY id FOR UPDATE" if lock else ""
         cursor = connection.cursor(binary=True)
         try:
             cursor.execute(
-                f"SELECT {columns} FROM {self.tables['t']} WHERE id = ANY(%b)",
+                f"SELECT {columns} FROM {self.tables['t']} WHERE id = ANY(%b){ending}",
                 (_PackedBytes.of([change_id.encode() for change_id in ids]),),
             )
             rows: list[tuple[Any, ...]] = cursor.fetchall()
             return rows
         finally:
             cursor.close()
-
-    def purge(self, connection: Connection, below_version: int, limit: int) -> int:
-        """Delete the oldest tombstones that nobody is writing to."""
-        return self.execute(connection, _PURGE, (below_version, below_version, limit))
 
     def server(self, connection: Connection) -> str:
         """Return product and version."""

@@ -18,10 +18,12 @@ from sync_engine.errors import (
 )
 from sync_engine.ports import ArchiveInfo, Clock
 from sync_engine.stores.sql import schema
+from sync_engine.stores.sql.conditional import Raced, write_if
 from sync_engine.stores.sql.dialect import IDS_PER_QUERY, Connection
 from sync_engine.stores.sql.errors import STORE, Verdict, classify, translated
 from sync_engine.stores.sql.kinds import make_dialect
 from sync_engine.stores.sql.lease import GENERATION, NotAdmitted, Writers
+from sync_engine.stores.sql.merkle import SqlMerkle
 from sync_engine.stores.sql.rows import (
     COLUMNS,
     KEY_COLUMNS,
@@ -37,7 +39,10 @@ __all__ = ["SqlArchive"]
 
 _ALL = ", ".join(COLUMNS)
 _KEYS = ", ".join(KEY_COLUMNS)
-_COUNTERS = ("batches", "rows", "corrupt", "rejected", "unavailable", "fenced", "purged")
+_COUNTERS = (
+    "batches", "rows", "corrupt", "rejected", "unavailable", "fenced", "purged", "races",
+)  # fmt: skip
+_RACES_MAX = 10
 
 
 class SqlArchive:
@@ -65,6 +70,8 @@ class SqlArchive:
             a random name, which takes nothing over.
         writer_ttl_s: After how many seconds without a sign of life this engine's registration may
             be removed by another that wants to be the sole writer; `lease` replaces it.
+        merkle: Whether batches of this engine keep the Merkle tree.
+        merkle_separator: What parts segments of ids; the same for all engines of an archive.
 
     Raises:
         ConfigError: A setting cannot be used, or the driver is not installed.
@@ -84,6 +91,8 @@ class SqlArchive:
         table: str = "sync_items",
         owner: str | None = None,
         writer_ttl_s: float = 30.0,
+        merkle: bool = True,
+        merkle_separator: str = ".",
     ) -> None:
         self._dialect = make_dialect(
             url,
@@ -93,6 +102,7 @@ class SqlArchive:
             timeout_s=timeout_s,
             pool_size=pool_size,
         )
+        self.merkle = SqlMerkle(self._dialect, separator=merkle_separator, enabled=merkle)
         self._shown_url = redact_url(url)
         self._clock = clock
         self._create_schema = create_schema
@@ -114,6 +124,7 @@ class SqlArchive:
         """
         try:
             schema.ensure(self._dialect, create=self._create_schema)
+            self.merkle.agree()
             with self._dialect.reading() as connection:
                 info = self._info(connection)
         except (ConfigError, StoreUnavailable):
@@ -174,7 +185,8 @@ class SqlArchive:
         """Return counters since construction, and what is known of the lease. Never blocks.
 
         ``batches`` and ``rows`` written, ``corrupt`` rows met, ``rejected`` and ``unavailable``
-        calls, ``fenced`` batches (this engine's registration was gone), ``purged`` tombstones,
+        calls, ``fenced`` batches (this engine's registration was gone), ``races`` with other
+        engines for a new id (such a batch is written again), ``purged`` tombstones,
         ``foreign_writes`` (commits to an SQLite file by something that is no engine), ``admitted``
         (0 or 1), ``lease_epoch`` (0: not held).
         """
@@ -191,7 +203,8 @@ class SqlArchive:
         """Write a batch in one transaction, each change only over an older version.
 
         A change that the archive does not keep (no `Route.L3`) makes a tombstone of an older row
-        and inserts nothing. Cost: three short statements and one large one a batch.
+        and inserts nothing. What the batch does to the Merkle tree is written with it. Cost: a
+        query for every 500 ids, four short statements, and one or two large ones a batch.
 
         Raises:
             StoreRejected: A row can never be written, so the batch cannot as a whole.
@@ -201,32 +214,84 @@ class SqlArchive:
             return
         with self._call("apply"):
             ordered = sorted_unique(changes)
+            races = 0
             while True:
                 self._writers.check("apply")
-                if self._apply(ordered):
-                    break
-                self._counters["fenced"] += 1  # registers anew, and may have to wait for a lease
-
-    def _apply(self, changes: Sequence[Change]) -> bool:
-        try:
-            with self._dialect.writing() as (connection, info):
                 try:
-                    rows = rows_of(
-                        changes,
-                        lambda some: self._superseded(connection, some),
-                        text=self._dialect.text_labels,
-                    )
-                except (struct.error, UnicodeError) as exc:
-                    raise StoreRejected(STORE, "apply", "a value does not fit its column") from exc
-                if rows:
-                    self._dialect.upsert(connection, info, rows)
-                if not self._writers.fence(connection):
-                    raise _Fenced  # noqa: TRY301 - rolls the transaction back
-        except _Fenced:
-            return False
+                    self._apply(ordered)
+                    break
+                except _Fenced:  # registers anew, and may have to wait for a lease
+                    self._counters["fenced"] += 1
+                except _Raced:  # its rows are there now
+                    self._counters["races"] += 1
+                    races += 1
+                    if races == _RACES_MAX:
+                        raise
+            if self.merkle.enabled:
+                self.merkle.written()
+
+    def put_if(self, change: Change, expected: int) -> Change | None:
+        """Write a change if the row of its id has the expected version; see `ArchiveStore.put_if`.
+
+        Raises:
+            StoreRejected: The row can never be written.
+            StoreUnavailable: Try again later; whether it was written is not known.
+        """
+        with self._call("put_if"):
+            for _ in range(_RACES_MAX):
+                self._writers.check("put_if")
+                try:
+                    with self._dialect.writing() as (connection, info):
+                        found = write_if(
+                            self._dialect, self.merkle, connection, info, change, expected
+                        )
+                        self._fence(connection)
+                except _Fenced:
+                    self._counters["fenced"] += 1
+                except Raced:
+                    self._counters["races"] += 1
+                else:
+                    self._counters["batches"] += 1
+                    if self.merkle.enabled:
+                        self.merkle.written()
+                    return found
+            raise StoreUnavailable(STORE, "put_if", "the row changed again and again")
+
+    def _fence(self, connection: Connection) -> None:
+        """Roll the transaction back where this engine may not write."""
+        if not self._writers.fence(connection):
+            raise _Fenced
+
+    def _apply(self, changes: Sequence[Change]) -> None:
+        with self._dialect.writing() as (connection, info):
+            try:
+                count = (
+                    self.merkle.write(connection, info, changes)
+                    if self.merkle.enabled
+                    else self._upsert(connection, info, changes)
+                )
+            except (struct.error, UnicodeError) as exc:
+                raise StoreRejected(STORE, "apply", "a value does not fit its column") from exc
+            if count is None:
+                raise _Raced
+            if not self._writers.fence(connection):
+                raise _Fenced
         self._counters["batches"] += 1
-        self._counters["rows"] += len(rows)
-        return True
+        self._counters["rows"] += count
+
+    def _upsert(
+        self, connection: Connection, info: dict[Any, Any], changes: Sequence[Change]
+    ) -> int:
+        """Write rows and keep no tree."""
+        rows = rows_of(
+            changes,
+            lambda some: self._superseded(connection, some),
+            text=self._dialect.text_labels,
+        )
+        if rows:
+            self._dialect.upsert(connection, info, rows)
+            self.merkle.poison(connection)
+        return len(rows)
 
     def _superseded(self, connection: Connection, changes: Sequence[Change]) -> set[str]:
         versions = {change.id: change.version for change in changes}
@@ -250,10 +315,13 @@ class SqlArchive:
             self._writers.check("purge_tombstones")
             with self._dialect.writing() as (connection, _):
                 gone = self._dialect.purge(connection, below_version, limit)
-                if not self._writers.touch(connection):
+                if gone:
+                    self.merkle.forget(connection, gone)
+                # What the tree says changes only with the generation.
+                if not (self._writers.fence if gone else self._writers.touch)(connection):
                     raise NotAdmitted("purge_tombstones", 0.0)
-            self._counters["purged"] += gone
-            return gone
+            self._counters["purged"] += len(gone)
+            return len(gone)
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -384,6 +452,13 @@ class SqlArchive:
             self._well = isinstance(exc, NotAdmitted)
             raise
         self._well = True
+
+
+class _Raced(StoreUnavailable):
+    """Rolls a batch back: an id that seemed new has a row."""
+
+    def __init__(self) -> None:
+        super().__init__(STORE, "apply", "other engines keep writing the same new ids")
 
 
 class _Fenced(StorageError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -294,6 +295,86 @@ class ArchiveContract:
         assert archive.ping() >= 0
         assert archive.stats()["corrupt"] == 0
         archive.close()
+
+    # -- writing over exactly what was seen -------------------------------------------------------
+
+    def test_a_conditional_write_replaces_the_row_that_was_seen(
+        self, archive: ArchiveStore
+    ) -> None:
+        archive.apply([put("k", 5)])
+        assert archive.put_if(put("k", 7), 5) is None
+        assert archive.get_many(["k"]) == {"k": put("k", 7)}
+
+    def test_a_conditional_write_leaves_another_row_alone_and_returns_it(
+        self, archive: ArchiveStore
+    ) -> None:
+        archive.apply([put("k", 5)])
+        for expected in (0, 4, 6):
+            assert archive.put_if(put("k", 7), expected) == put("k", 5)
+        assert archive.get_many(["k"]) == {"k": put("k", 5)}
+
+    @pytest.mark.parametrize("id", HOSTILE_IDS)
+    def test_a_conditional_write_expects_no_row_as_zero(
+        self, archive: ArchiveStore, id: str
+    ) -> None:
+        assert archive.put_if(put(id, 7), 3) == tombstone(id, 0)  # nothing is there
+        assert archive.put_if(put(id, 7), 0) is None
+        assert archive.put_if(put(id, 8), 0) == put(id, 7)
+        assert archive.get_many([id]) == {id: put(id, 7)}
+
+    def test_to_a_conditional_write_a_tombstone_is_a_row(self, archive: ArchiveStore) -> None:
+        archive.apply([put("k", 5)])
+        archive.apply([tombstone("k", 6)])
+        found = archive.put_if(put("k", 9), 0)
+        assert found is not None
+        assert (found.version, found.content) == (6, None)
+        assert archive.put_if(put("k", 9), 6) is None
+
+    def test_a_conditional_deletion_is_a_tombstone(self, archive: ArchiveStore) -> None:
+        archive.apply([put("k", 5)])
+        assert archive.put_if(tombstone("k", 6), 5) is None
+        (row,) = archive.get_many(["k"]).values()
+        assert (row.version, row.content) == (6, None)
+
+    def test_a_conditional_write_that_is_repeated_was_written(self, archive: ArchiveStore) -> None:
+        """Its answer was lost."""
+        for _ in range(3):
+            assert archive.put_if(put("k", 7), 0) is None
+        assert archive.get_many(["k"]) == {"k": put("k", 7)}
+
+    def test_a_conditional_write_never_goes_back_in_version(self, archive: ArchiveStore) -> None:
+        archive.apply([put("k", 9)])
+        assert archive.put_if(put("k", 7), 9) == put("k", 9)
+        assert archive.get_many(["k"]) == {"k": put("k", 9)}
+
+    def test_a_conditional_write_counts_as_a_batch(self, archive: ArchiveStore) -> None:
+        before, own = archive.info().generation, archive.stats()["batches"]
+        archive.put_if(put("k", 7), 0)
+        assert archive.info().generation == before + 1
+        assert archive.stats()["batches"] == own + 1
+
+    def test_of_many_conditional_writes_one_wins(self, make_archive: MakeArchive) -> None:
+        """Rows that are not there yet are fought for as hard as those that are."""
+        clients = [make_archive() for _ in range(4)]
+        for client in clients:
+            client.attach()
+        wins: list[tuple[str, int]] = []
+
+        def race(number: int) -> None:
+            for turn in range(10):
+                id = f"k{turn % 3}"
+                known = clients[number].get_many([id]).get(id)
+                version = turn * 100 + number + 1
+                seen = 0 if known is None else known.version
+                if version > seen and clients[number].put_if(put(id, version), seen) is None:
+                    wins.append((id, seen))
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(race, range(4)))
+        assert len(wins) == len(set(wins))
+        assert wins
+        for client in clients:
+            client.close()
 
 
 def _paged(archive: ArchiveStore, prefix: str, state: str | None, limit: int) -> list[str]:

@@ -14,9 +14,9 @@ from redis.retry import Retry
 
 from sync_engine.errors import StoreUnavailable
 from sync_engine.ports import Clock
-from sync_engine.stores.redis.address import Address, Kind
-from sync_engine.stores.redis.errors import STORE
-from sync_engine.stores.redis.link import Link, Node, pack
+from sync_engine.redis_link.address import Address, Kind
+from sync_engine.redis_link.errors import STORE
+from sync_engine.redis_link.link import Link, Node, pack
 
 __all__ = ["Topology", "make_topology"]
 

@@ -11,7 +11,7 @@ from typing import Any
 from redis import exceptions as redis_errors
 
 from sync_engine.errors import StoreRejected, StoreUnavailable
-from sync_engine.stores.redis.errors import STORE
+from sync_engine.redis_link.errors import STORE
 
 __all__ = ["PROOF", "Command", "Link", "Node", "Talk", "pack"]
 

@@ -1,0 +1,303 @@
+"""Coherence: several engines on one archive learn of each other's changes."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sync_engine.core.batcher import newest_per_id
+from sync_engine.core.filters import FilterManager
+from sync_engine.core.item import Change
+from sync_engine.core.policies import RetryConfig
+from sync_engine.errors import ConfigError, FeedGap, StorageError
+from sync_engine.flow.arrivals import Arrivals
+from sync_engine.flow.feed_outlet import ArchivedLog
+from sync_engine.flow.guard import Backoff
+from sync_engine.flow.heard import Gate, Heard
+from sync_engine.flow.reader import Reader
+from sync_engine.flow.stale import StaleCopies
+from sync_engine.flow.tier import Tier
+from sync_engine.ports import ArchiveInfo, ArchiveStore, ChangeFeed, Runtime
+from sync_engine.telemetry import Metrics, get_logger
+
+__all__ = ["Coherence", "Publisher", "Sight"]
+
+_log = get_logger("flow.coherence")
+_LISTEN_S = 0.1
+_POLL_S = 0.25
+_BATCH_ITEMS = 2000
+
+
+class Sight(enum.Enum):
+    """How this engine sees what others write."""
+
+    FEED = "feed"
+    ARCHIVE = "archive"
+    NONE = "none"
+
+
+class Publisher:
+    """Tells the others the ids that this engine has brought into the archive.
+
+    A follower of the log behind the archive's. What it cannot tell for too long it leaves out, and
+    the feed tells everybody of the gap.
+
+    Owned by one job.
+
+    Args:
+        log: The log.
+        feed: Where it is told.
+        arrivals: Says when the archive has taken something.
+        runtime: Clock, randomness, wake.
+        retry: Pauses after failures.
+        lag_items_max: Positions after which it leaves out what waits.
+    """
+
+    JOB = "coherence-out"
+
+    def __init__(
+        self,
+        log: Any,
+        feed: ChangeFeed,
+        arrivals: Arrivals,
+        runtime: Runtime,
+        *,
+        retry: RetryConfig,
+        lag_items_max: int,
+    ) -> None:
+        self._log = ArchivedLog(log, arrivals, runtime.wake)
+        self._feed = feed
+        self._backoff = Backoff(retry, runtime.random)
+        self._lag_items_max = lag_items_max
+        self._located = False
+
+    def step(self) -> float:
+        """Tell one batch; return the seconds to wait."""
+        try:
+            return self._tell()
+        except ConfigError as exc:
+            _log.limited("feed_misconfigured", error=exc)
+            return self._failed()
+        except StorageError as exc:
+            _log.limited("feed_not_told", error=exc)
+            return self._failed()
+
+    def _failed(self) -> float:
+        self._located = False
+        lag = self._log.head() - self._log.cursor(self.JOB)
+        if lag > self._lag_items_max:  # whoever reads the feed is going to find the gap
+            self._log.advance(self.JOB, self._log.head())
+        return self._backoff.failed()
+
+    def _tell(self) -> float:
+        cursor = self._log.cursor(self.JOB)
+        if not self._located:
+            cursor = self._locate(cursor)
+        part = self._log.read(cursor, _BATCH_ITEMS, 1 << 62)
+        if not part.changes:
+            self._backoff.succeeded()
+            self._log.want(self.JOB, cursor + 1)
+            return math.inf
+        self._feed.apply_at(newest_per_id(part.changes), self._log.uuid, part.last)
+        self._log.advance(self.JOB, part.last)
+        self._backoff.succeeded()
+        return 0.0
+
+    def _locate(self, cursor: int) -> int:
+        self._feed.attach()
+        stored = self._feed.position(self._log.uuid)
+        if stored is None or stored != cursor:
+            if stored is not None and cursor < stored <= self._log.end:
+                cursor = stored
+                self._log.advance(self.JOB, stored)
+            else:
+                # Also where it is new: an earlier log of this engine may have left things untold.
+                self._feed.begin(self._log.uuid, cursor, after_gap=cursor > 0)
+        self._located = True
+        return cursor
+
+
+class Coherence:
+    """Keeps L1 in step with what other engines write.
+
+    It listens to the feed of ids. What another engine archived leaves L1 and the stale copies, goes
+    into the filter, moves the version clock, and is held against older answers of L2. What this
+    engine wrote itself is passed by.
+
+    While the feed cannot be heard, L1 is put aside, and then kept in step by the archive itself:
+    its generation grows with every batch of every writer, and if others wrote, L1 is emptied. That
+    is also the way where there is no feed. While neither can be asked, L1 stays aside, unless no
+    other engine was ever noticed. An engine that provably is the only writer needs none of this.
+
+    Owned by one job; `sight` may be read from any thread.
+
+    Args:
+        feed: The feed; None where there is none.
+        own: Identity of this engine's log.
+        gate: The way into L1.
+        heard: What was heard.
+        reader: Told which of its questions were overtaken.
+        stale: Copies past their deadline.
+        filters: Told about what others put.
+        archive: L3.
+        observe_version: Moves the version clock.
+        alone: Tells whether this engine provably is the only writer.
+        metrics: Where meters are kept.
+        runtime: Clock, randomness.
+        retry: Pauses after failures.
+    """
+
+    JOB = "coherence"
+
+    def __init__(
+        self,
+        feed: ChangeFeed | None,
+        *,
+        own: str,
+        gate: Gate,
+        heard: Heard,
+        reader: Reader,
+        stale: StaleCopies,
+        filters: FilterManager,
+        archive: Tier[ArchiveStore],
+        observe_version: Callable[[int], None],
+        alone: Callable[[], bool],
+        metrics: Metrics,
+        runtime: Runtime,
+        retry: RetryConfig,
+    ) -> None:
+        self._feed = feed
+        self._own = own
+        self._gate = gate
+        self._heard = heard
+        self._reader = reader
+        self._stale = stale
+        self._filters = filters
+        self._archive = archive
+        self._observe_version = observe_version
+        self._alone = alone
+        self._clock = runtime.clock
+        self._backoff = Backoff(retry, runtime.random)
+        self._listen_at = -math.inf
+        self._poll_at = -math.inf
+        self._others: int | None = None
+        self._others_noticed = False
+        self.sight = Sight.NONE
+        self._told = metrics.counter("coherence_changes")
+        self._drops = {
+            why: metrics.counter("coherence_drops", reason=why)
+            for why in ("feed_lost", "feed_gap", "archive_moved", "blind")
+        }
+
+    # -- the job ----------------------------------------------------------------------------------
+
+    def step(self) -> float:
+        """Listen for a moment, or look at the archive; return the seconds to wait."""
+        if self._feed is not None and self._clock.monotonic() >= self._listen_at:
+            try:
+                came = self._listen(self._feed)
+            except (StorageError, ConfigError, FeedGap) as exc:
+                self._lost(exc)
+            else:
+                return 0.0 if came else self._feed.idle_s
+        return self._look()
+
+    def _listen(self, feed: ChangeFeed) -> bool:
+        """Take what was told; return whether there was anything."""
+        if self.sight is not Sight.FEED:
+            feed.attach()
+            feed.seek_end()
+            self._see(Sight.FEED)  # from here on, nothing is missed
+            self._backoff.succeeded()
+            _log.info("feed_heard", feed=feed.name)
+        told = feed.read(_LISTEN_S)
+        for origin, changes in told:
+            if origin != self._own:
+                self._hear(changes)
+        return bool(told)
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        """Take what another engine has archived. The order of the lines matters."""
+        self._others_noticed = True
+        self._heard.note(changes)  # from now on an older answer of L2 is none
+        self._reader.overtake(changes)  # and whoever had asked before fills nothing
+        self._gate.discard_many([change.id for change in changes])
+        self._stale.forget(changes)
+        self._filters.add_many([c.id for c in changes if c.content is not None])
+        self._observe_version(max(change.version for change in changes))
+        self._told.add(len(changes))
+
+    # -- losing and gaining sight -----------------------------------------------------------------
+
+    def _lost(self, exc: Exception) -> None:
+        if self.sight is Sight.FEED:
+            self._go_blind("feed_gap" if isinstance(exc, FeedGap) else "feed_lost")
+        _log.limited("feed_lost", error=exc)
+        # A gap says that the server is well: what is missing is made good by beginning anew.
+        delay_s = 0.0 if isinstance(exc, FeedGap) else min(self._backoff.failed(), 1.0)
+        self._listen_at = self._clock.monotonic() + delay_s
+
+    def _go_blind(self, why: str) -> None:
+        self.sight = Sight.NONE
+        self._others = None
+        self._poll_at = -math.inf
+        if self._others_noticed and not self._alone():
+            self._gate.shut()
+            self._drops[why].inc()
+
+    def _see(self, sight: Sight) -> None:
+        """Begin anew with an empty L1: everything that comes from now on is noticed."""
+        if not self._alone() or not self._gate.is_open:
+            self._gate.shut()
+            self._reader.overtake_all()
+            self._gate.open()
+        self.sight = sight
+
+    def _look(self) -> float:
+        """See by the archive whether others wrote."""
+        now = self._clock.monotonic()
+        if self._alone():
+            if not self._gate.is_open:
+                self._see(self.sight)
+            self._others = None
+            self.sight = Sight.NONE if self.sight is Sight.ARCHIVE else self.sight
+        elif now >= self._poll_at:
+            self._poll_at = now + _POLL_S
+            try:
+                self._poll()
+            except StorageError as exc:
+                _log.limited("archive_not_seen", error=exc)
+                self._unseen()
+        until = _POLL_S if self._feed is None else self._listen_at - now
+        return min(_POLL_S, max(0.001, until))
+
+    def _poll(self) -> None:
+        others = self._written_by_others()
+        if self.sight is not Sight.ARCHIVE:
+            self._see(Sight.ARCHIVE)
+        elif others != self._others:
+            self._others_noticed = True
+            self._see(Sight.ARCHIVE)
+            self._drops["archive_moved"].inc()
+        self._others = others
+
+    def _written_by_others(self) -> int:
+        """Return how many batches of others the archive has, give or take a constant."""
+        store = self._archive.store
+        own = int(store.stats().get("batches", 0))
+        while True:
+            info: ArchiveInfo = self._archive.call("info", store.info)
+            again = int(store.stats().get("batches", 0))
+            if again == own:
+                return info.generation - own
+            own = again  # a batch of our own came in between: ask once more
+
+    def _unseen(self) -> None:
+        if self.sight is not Sight.NONE:
+            self.sight = Sight.NONE
+            self._others = None
+        if self._others_noticed and self._gate.is_open:
+            self._gate.shut()
+            self._drops["blind"].inc()

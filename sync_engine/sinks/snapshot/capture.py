@@ -1,0 +1,466 @@
+"""Reads what is committed to a live database, and stages it: never more, never less.
+
+Every look overlaps two read pins: the new one is taken, then everything published is read, then
+the old one ends. While pins overlap the log cannot restart past what was read, so a log whose salts
+changed is proof that all of the old one was read. Where that proof is missing (after a kill, after
+somebody else's file appeared, after we let go on purpose) every page is compared by hash, and what
+differs is one segment.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sync_engine.errors import StoreUnavailable
+from sync_engine.ports import Runtime
+from sync_engine.sinks.snapshot.checksums import FrameChecksums, combined, lock_page
+from sync_engine.sinks.snapshot.database import Database
+from sync_engine.sinks.snapshot.errors import PositionLost
+from sync_engine.sinks.snapshot.image import Image, image_at, newest_pages, whole_image
+from sync_engine.sinks.snapshot.segments import Pending, Segments
+from sync_engine.sinks.snapshot.settings import ReplicationSettings
+from sync_engine.sinks.snapshot.stage import Stage, StageFull
+from sync_engine.sinks.snapshot.state import U32, State, StateFile, WalPosition
+from sync_engine.sinks.snapshot.wal_file import HEADER_SIZE
+from sync_engine.telemetry import get_logger
+
+__all__ = ["Capture", "CaptureCounts", "Origin"]
+
+_log = get_logger("sinks.snapshot")
+_IDLE_S = 0.5
+_CHECKPOINT_EVERY_S = 0.2
+_YIELD_S = 0.15
+_SEAL_WAIT_S = 0.5
+_SEAL_RETRY_S = 0.0003
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a new chain begins.
+
+    Attributes:
+        db_id: Identity of the database.
+        epoch: Epoch to write in.
+        fork: Last transaction of the epoch before.
+    """
+
+    db_id: str
+    epoch: int
+    fork: int
+
+
+@dataclass(slots=True)
+class CaptureCounts:
+    """What capturing did since the process began; a plain record for `status`."""
+
+    segments: int = 0
+    segment_bytes: int = 0
+    wal_bytes: int = 0
+    comparisons: int = 0
+    compared_pages: int = 0
+    full_scans: int = 0
+    checkpoints: int = 0
+    seals: int = 0
+    seal_s_max: float = 0.0
+    look_s_max: float = 0.0
+    stage_s_max: float = 0.0
+    yields: int = 0
+    reopened: int = 0
+
+
+class Capture:
+    """The one reader of a database.
+
+    Thread-safety: owned by one job; `counts`, `full`, `seen` may be read by any thread.
+
+    Args:
+        database: Opened and pinned.
+        file: State of the replicator, for this target.
+        stage: Where segments wait.
+        runtime: Time and locks.
+        settings: When to do what.
+        staged: Called after something was staged.
+
+    Attributes:
+        seen: Wall-clock milliseconds, and the transaction that holds all that was committed before.
+        full: Why nothing is staged now; empty where that works.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        file: StateFile,
+        stage: Stage,
+        runtime: Runtime,
+        settings: ReplicationSettings,
+        staged: Callable[[], None],
+    ) -> None:
+        self.database = database
+        self._file = file
+        self._stage = stage
+        self._clock = runtime.clock
+        self._settings = settings
+        self._staged = staged
+        self._segments = Segments(file, stage, runtime.clock, settings)
+        self._checksums = FrameChecksums(database.page_size)
+        self._pending: Pending | None = None
+        self._continuous = False
+        self._emit_at = self._checkpoint_at = 0.0
+        self._busy_at = self._clock.monotonic()
+        self._quiet = False
+        self._frames = 0
+        self.imaging = False
+        self.counts = CaptureCounts()
+        self.seen = (0, 0)
+        self._looked_ms = 0
+        self.full = ""
+
+    # -- one look ---------------------------------------------------------------------------------
+
+    def step(self) -> float:
+        """Look once, stage when it is time, checkpoint when it is worth it.
+
+        Returns:
+            Seconds until the next look.
+        """
+        now = self._clock.monotonic()
+        if not self.database.path.exists():
+            _log.limited("database_missing", path=self.database.path)
+            return self._settings.poll_s  # what appears in its place is another file: see `look`
+        if self.full and not self._stage_again():
+            return self._settings.poll_s
+        moved = self.look()
+        taken_s = self._clock.monotonic() - now
+        self.counts.look_s_max = max(self.counts.look_s_max, taken_s)
+        if moved:
+            self._busy_at, self._quiet = now, False
+        self._keep_log_short(now)  # first: what is staged is in memory, and the log goes on growing
+        if self._pending is not None and now >= self._emit_at:
+            self.stage_pending()
+        if self._frames >= self._settings.seal_pages:
+            return self._settings.poll_s / 10  # the log grows faster than it is emptied
+        if self._quiet and self._pending is None:
+            return max(self._settings.poll_s, self._settings.interval_s / 3)
+        return self._settings.poll_s
+
+    def begin(self, origin: Origin) -> None:
+        """Start a chain: hash every page; a snapshot has to follow."""
+        image, position = whole_image(self.database, self._checksums)
+        try:
+            table = image.table()
+            pages = image.pages
+        finally:
+            image.close()
+        self.counts.full_scans += 1
+        state = State(
+            db_id=origin.db_id,
+            epoch=origin.epoch,
+            txid=origin.fork + 1,
+            time_ms=self._clock.now_ms(),
+            page_size=self.database.page_size,
+            pages=pages,
+            checksum=combined(table),
+            wal=position,
+            fork=origin.fork,
+        )
+        self._file.replace(state, table)
+        self._continuous, self._pending = True, None
+
+    def look(self) -> bool:
+        """Read everything that is published; tell whether there was something.
+
+        Raises:
+            StoreUnavailable: The database is gone, or locked for good.
+        """
+        if self.database.look_up() != self.database.identity:
+            self._reopen()
+        began_ms = self._clock.now_ms()
+        self.database.pin_next()
+        try:
+            moved = self._collect()
+        except PositionLost as lost:
+            self.database.hand_over()
+            if self._compare(str(lost)):
+                self._looked_at(began_ms)
+            return True
+        except StageFull as full:
+            self.database.drop_next()
+            self._stuck(full)
+            return False
+        except BaseException:
+            self.database.drop_next()
+            raise
+        self.database.hand_over()
+        self._continuous = True
+        self._looked_at(began_ms)
+        return moved
+
+    def _looked_at(self, began_ms: int) -> None:
+        self._looked_ms = began_ms
+        self.full = ""  # what was read found its place
+        if self._pending is None:
+            self.seen = (began_ms, self._state.txid)
+
+    def _collect(self) -> bool:
+        """Read from our position to the published end, under both pins."""
+        state = self._state
+        position = self._pending.position if self._pending is not None else state.wal
+        header, self._frames = self.database.published()
+        if header is None or not self._frames:
+            if header is None and not self._continuous:
+                raise PositionLost("there is no log")
+            return False
+        end = HEADER_SIZE + self._frames * self._checksums.frame_size
+        if header.salts != position.salts:
+            if not self._continuous:
+                raise PositionLost("the log was restarted while nobody watched")
+            position = WalPosition(header.salts, HEADER_SIZE, header.seed)
+        elif not self._continuous and not self._still_there(position, end):
+            raise PositionLost("the last frame that was read is not there any more")
+        if position.offset == end:
+            return False
+        if position.offset > end:
+            raise PositionLost("more was read than was ever published")
+        found = newest_pages(self.database, header, self._checksums, position, end)
+        self._take(found, position)
+        return True
+
+    def _still_there(self, position: WalPosition, end: int) -> bool:
+        """Tell whether the frame before our position is still the one we read."""
+        if position.offset <= HEADER_SIZE:
+            return position.offset == HEADER_SIZE
+        if position.offset > end:
+            return False
+        file = self.database.open_log()
+        try:
+            at = position.offset - self._checksums.frame_size
+            words = self._checksums.words(os.pread(file, self._checksums.frame_size, at))
+        finally:
+            os.close(file)
+        return bool(words[0, 2:6].tolist() == [*position.salts, *position.seed])
+
+    def _take(
+        self, found: tuple[dict[int, int], int, int, WalPosition], position: WalPosition
+    ) -> None:
+        """Add what was read to what is pending; too much of it is staged at once."""
+        newest, pages, smallest, end = found
+        pending = self._pending
+        before = pending.size if pending is not None else self._state.pages
+        for number in range(min(before, smallest) + 1, pages + 1):
+            if number not in newest and number != lock_page(self.database.page_size):
+                raise PositionLost(f"the database grew, and page {number} is not in the log")
+        if pending is None:
+            now_ms = self._clock.now_ms()
+            pending = Pending({}, before, position, now_ms, position.offset)
+            self._emit_at = max(self._clock.monotonic(), self._emit_at + self._settings.interval_s)
+        kept = {number: page for number, page in pending.pages.items() if number <= pages}
+        file = self.database.open_log()
+        try:
+            size = self.database.page_size
+
+            def read(number: int) -> bytes:
+                place = newest.get(number)
+                return kept[number] if place is None else os.pread(file, size, place)
+
+            if (len(kept) + len(newest)) * size > 2 * self._settings.part_bytes:
+                numbers = np.array(sorted(kept.keys() | newest.keys()), np.uint32)
+                self._emit(numbers, read, Pending({}, pages, end, pending.begun_ms, pending.start))
+                self._pending = None
+            else:
+                kept |= {number: os.pread(file, size, place) for number, place in newest.items()}
+                self._pending = Pending(kept, pages, end, pending.begun_ms, pending.start)
+        finally:
+            os.close(file)
+        self.counts.wal_bytes += end.offset - position.offset
+
+    # -- staging ----------------------------------------------------------------------------------
+
+    @property
+    def _state(self) -> State:
+        return self._segments.state
+
+    def _emit(self, numbers: U32, read: Callable[[int], bytes], pending: Pending) -> None:
+        began = self._clock.monotonic()
+        size = self._segments.emit(numbers, read, pending)
+        taken_s = self._clock.monotonic() - began
+        self.counts.stage_s_max = max(self.counts.stage_s_max, taken_s)
+        if size:
+            self.counts.segments += 1
+            self.counts.segment_bytes += size
+            self._emit_at = self._clock.monotonic()
+            self._staged()
+
+    def stage_pending(self) -> bool:
+        """Stage what is pending; False where there is no room for it."""
+        pending = self._pending
+        if pending is None:
+            return True
+        numbers = np.array(sorted(pending.pages), np.uint32)
+        try:
+            self._emit(numbers, pending.pages.__getitem__, pending)
+        except StageFull as full:
+            self._stuck(full)
+            return False
+        self._pending = None
+        self.full = ""
+        self.seen = (self._looked_ms, self._state.txid)
+        return True
+
+    def _stuck(self, why: Exception) -> None:
+        self.full = str(why)
+        _log.limited("stage_full", level=40, why=self.full)
+
+    def _stage_again(self) -> bool:
+        return not self._stage.full and self.stage_pending()
+
+    # -- comparing --------------------------------------------------------------------------------
+
+    def _compare(self, why: str) -> bool:
+        """Find what changed by hashing every page; one segment brings the replica up to date.
+
+        Returns:
+            Whether it does; False where there is no room for it now.
+        """
+        _log.warning("comparing_pages", why=why)
+        self._pending = None
+        self.counts.comparisons += 1
+        image, position = whole_image(self.database, self._checksums)
+        try:
+            numbers = _differing(image, self._file.table)
+            self.counts.compared_pages += len(numbers)
+            now_ms = self._clock.now_ms()
+            pending = Pending({}, image.pages, position, now_ms, position.offset)
+            self._emit(numbers, image.page, pending)
+        except StageFull as full:
+            self._continuous = False  # compare again when there is room
+            self._stuck(full)
+            return False
+        except PositionLost as exc:
+            self._continuous = False
+            raise StoreUnavailable("snapshot", "compare", str(exc)) from exc
+        finally:
+            image.close()
+        self._continuous = True
+        return True
+
+    def _reopen(self) -> None:
+        """Another file is at our path: take hold of that one, and compare."""
+        self._continuous = False
+        self._pending = None
+        self.counts.reopened += 1
+        _log.warning("database_replaced", path=self.database.path)
+        self.database.close()
+        fresh = Database(self.database.path)
+        if fresh.page_size != self._state.page_size:
+            size = fresh.page_size
+            fresh.close()
+            raise StoreUnavailable(
+                "snapshot",
+                "capture",
+                f"the page size changed from {self._state.page_size} to {size}: "
+                "start the replicator anew with an empty state directory",
+            )
+        self.database = fresh
+
+    # -- keeping the log short --------------------------------------------------------------------
+
+    def _keep_log_short(self, now: float) -> None:
+        settings = self._settings
+        if self._frames >= settings.seal_pages and not self.imaging:
+            self._seal()
+        elif self._frames >= settings.checkpoint_pages:
+            if now - self._checkpoint_at >= _CHECKPOINT_EVERY_S:
+                self._checkpoint_at = now
+                self._checkpoint()
+        elif not self._quiet and now - self._busy_at >= _IDLE_S:
+            self._busy_at = now
+            self._rest()
+
+    def _checkpoint(self) -> bool:
+        """Copy the log; the next hand-over then lets the next writer restart it."""
+        self.counts.checkpoints += 1
+        if not self.database.checkpoint():
+            return False
+        self.look()
+        return True
+
+    def _seal(self) -> None:
+        """Hold writers up for one look and one checkpoint: the log is too long otherwise."""
+        began = self._clock.monotonic()
+        # SQLite's own waiting sleeps longer each time: against a writer that hardly ever lets go of
+        # the lock, short and frequent attempts get it, and so hold it for less time in all.
+        while self._clock.monotonic() - began < _SEAL_WAIT_S:
+            with self.database.writers_held(0.0) as held:
+                if held:
+                    taken = self._clock.monotonic()
+                    self.look()
+                    self._checkpoint()
+                    self.counts.seals += 1
+                    held_s = self._clock.monotonic() - taken
+                    self.counts.seal_s_max = max(self.counts.seal_s_max, held_s)
+                    return
+            self._clock.sleep(_SEAL_RETRY_S)
+
+    def _rest(self) -> None:
+        """Nothing was committed for a while: empty the log, or let somebody pass who waits."""
+        if self.database.waited_for():
+            if not self.look() and self.stage_pending():
+                self._let_pass()
+        elif self._checkpoint():
+            self._quiet = True
+
+    def _let_pass(self) -> None:
+        """Drop the pins for a moment; whoever waits for readers gets through."""
+        self.counts.yields += 1
+        self.database.unpin()
+        self._continuous = False
+        self._clock.sleep(_YIELD_S)
+        self.database.pin()
+
+    # -- snapshots --------------------------------------------------------------------------------
+
+    def open_image(self) -> tuple[Image, State] | None:
+        """Return the image of the newest transaction, pinned until `close_image`.
+
+        None where it cannot be had now.
+        """
+        self.database.pin_image()
+        self.imaging = True
+        try:
+            self.look()
+            if self.stage_pending() and not self.full:
+                state = self._state
+                return image_at(self.database, self._checksums, state.wal, state.pages), state
+        except PositionLost as exc:
+            _log.warning("snapshot_postponed", why=str(exc))
+        except BaseException:
+            self.close_image()
+            raise
+        self.close_image()
+        return None
+
+    def close_image(self) -> None:
+        """Let checkpoints go on; safe twice."""
+        self.imaging = False
+        self.database.drop_image()
+
+    def finish(self) -> None:
+        """Read and stage what is there: the last thing before the end."""
+        self.look()
+        self.stage_pending()
+
+
+def _differing(image: Image, table: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> U32:
+    """Return the pages of an image whose hash is not that of the table."""
+    found = []
+    for first, hashes in image.hashes():
+        fresh = np.array(hashes, np.uint64)
+        known = np.zeros(len(fresh), np.uint64)
+        part = table[first - 1 : first - 1 + len(fresh)]
+        known[: len(part)] = part
+        found.append(np.flatnonzero(fresh != known) + first)
+    return np.concatenate(found).astype(np.uint32) if found else np.zeros(0, np.uint32)

@@ -1,0 +1,201 @@
+"""A database at one transaction: its file, overlaid with what the log holds newer.
+
+Valid while a pin holds that is not younger than the transaction: a checkpoint then copies nothing
+newer into the file, and the log does not restart.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from sync_engine.sinks.snapshot.checksums import (
+    U64,
+    FrameChecksums,
+    hashes_of,
+    lock_page,
+)
+from sync_engine.sinks.snapshot.database import Database
+from sync_engine.sinks.snapshot.errors import PositionLost
+from sync_engine.sinks.snapshot.state import NOWHERE, WalPosition
+from sync_engine.sinks.snapshot.wal_file import HEADER_SIZE, WalHeader, frames
+
+__all__ = ["Image", "image_at", "newest_pages"]
+
+_BLOCK_BYTES = 4 << 20
+
+
+def newest_pages(
+    database: Database,
+    header: WalHeader,
+    checksums: FrameChecksums,
+    start: WalPosition,
+    end: int,
+) -> tuple[dict[int, int], int, int, WalPosition]:
+    """Read the log between two places.
+
+    Returns:
+        Place of the newest copy of every page in the log; size of the database at the end; smallest
+        size that any transaction left; the position at the end.
+
+    Raises:
+        PositionLost: The frames are not what they have to be.
+    """
+    newest: dict[int, int] = {}
+    pages = smallest = 0
+    seed = start.seed
+    open_end = True
+    with os.fdopen(database.open_log(), "rb", buffering=0) as file:
+        for block in frames(
+            file,
+            header,
+            checksums,
+            start=start.offset,
+            seed=start.seed,
+            end=end,
+        ):
+            newest.update(zip(block.numbers.tolist(), block.offsets.tolist(), strict=True))
+            sizes = block.commits[block.commits > 0].tolist()
+            if sizes:
+                pages = sizes[-1]
+                smallest = min(sizes) if not smallest else min(smallest, *sizes)
+            open_end = not block.commits[-1]
+            seed = block.checksum
+    if not newest or open_end:
+        raise PositionLost("the published part of the log does not end with a commit")
+    newest = {number: place for number, place in newest.items() if number <= pages}
+    return newest, pages, smallest, WalPosition(header.salts, end, seed)
+
+
+class Image:
+    """All pages of a database at one transaction.
+
+    Thread-safety: any thread may read; `close` it once.
+
+    Args:
+        database: Where the file is.
+        pages: Size in pages.
+        newest: Page to its place in the log, where it is in the log.
+    """
+
+    def __init__(self, database: Database, pages: int, newest: dict[int, int]) -> None:
+        self._database = database
+        self._newest = newest
+        self._log = database.open_log() if newest else -1
+        self.page_size = database.page_size
+        self.pages = pages
+        self.lock_page = lock_page(database.page_size)
+
+    def page(self, number: int) -> bytes:
+        """Return one page.
+
+        Raises:
+            PositionLost: It is not there.
+        """
+        place = self._newest.get(number)
+        if place is not None:
+            page = os.pread(self._log, self.page_size, place)
+        else:
+            page = self._database.read((number - 1) * self.page_size, self.page_size)
+        if len(page) != self.page_size:
+            raise PositionLost(f"page {number} is nowhere")
+        return page
+
+    def run(self, first: int, count: int) -> memoryview:
+        """Return neighbouring pages; the lock page is zeros."""
+        size = self.page_size
+        data = bytearray(self._database.read((first - 1) * size, count * size))
+        on_file = len(data) // size
+        data.extend(bytes(count * size - len(data)))
+        for number in self._overlaid(first, count):
+            at = (number - first) * size
+            data[at : at + size] = self.page(number)
+        for number in range(first + on_file, first + count):
+            if number not in self._newest and number != self.lock_page:
+                raise PositionLost(f"page {number} is nowhere")
+        if first <= self.lock_page < first + count:
+            at = (self.lock_page - first) * size
+            data[at : at + size] = bytes(size)
+        return memoryview(data)
+
+    def _overlaid(self, first: int, count: int) -> list[int]:
+        if len(self._newest) < count:
+            return [n for n in self._newest if first <= n < first + count]
+        return [n for n in range(first, first + count) if n in self._newest]
+
+    def hashes(self) -> Iterator[tuple[int, list[int]]]:
+        """Yield first page and hashes of neighbouring pages, over the whole database."""
+        step = max(1, _BLOCK_BYTES // self.page_size)
+        for first in range(1, self.pages + 1, step):
+            data = self.run(first, min(step, self.pages + 1 - first))
+            yield first, hashes_of(first, data, self.page_size, self.lock_page)
+
+    def table(self) -> U64:
+        """Return the hash of every page."""
+        import numpy as np
+
+        table = np.zeros(self.pages, np.uint64)
+        for first, hashes in self.hashes():
+            table[first - 1 : first - 1 + len(hashes)] = hashes
+        return table
+
+    def close(self) -> None:
+        """Close the log's descriptor; safe twice."""
+        if self._log >= 0:
+            os.close(self._log)
+            self._log = -1
+
+
+def image_at(
+    database: Database, checksums: FrameChecksums, position: WalPosition, pages: int
+) -> Image:
+    """Return the image at a position that was read up to.
+
+    Raises:
+        PositionLost: The log has moved on.
+    """
+    if position.offset <= HEADER_SIZE:
+        return Image(database, pages, {})
+    header = database.header()
+    if header is None or header.salts != position.salts:
+        raise PositionLost("the log was restarted under a pin")
+    start = WalPosition(header.salts, HEADER_SIZE, header.seed)
+    newest, _, _, end = newest_pages(database, header, checksums, start, position.offset)
+    if end.seed != position.seed:
+        raise PositionLost("the log is another one")
+    return Image(database, pages, newest)
+
+
+def whole_image(database: Database, checksums: FrameChecksums) -> tuple[Image, WalPosition]:
+    """Return the image of now under the current pin, and the position that it stands for.
+
+    Raises:
+        PositionLost: Writers moved the log too often meanwhile; try again.
+    """
+    for _ in range(20):
+        header, count = database.published()
+        if header is None or not count:
+            found = _image_without_log(database)
+            if found is not None:
+                return found, NOWHERE
+            continue
+        start = WalPosition(header.salts, HEADER_SIZE, header.seed)
+        end = HEADER_SIZE + count * checksums.frame_size
+        try:
+            newest, pages, _, position = newest_pages(database, header, checksums, start, end)
+        except PositionLost:
+            continue
+        return Image(database, pages, newest), position
+    raise PositionLost("the log does not hold still")
+
+
+def _image_without_log(database: Database) -> Image | None:
+    """With an empty log the file is the image, once a pin keeps checkpoints off it."""
+    with database.writers_held(1.0) as held:
+        if not held:
+            return None
+        _, count = database.published()
+        if count:
+            return None
+        database.repin()
+        return Image(database, database.pages(), {})

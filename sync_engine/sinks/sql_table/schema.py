@@ -1,0 +1,202 @@
+"""Tables and statements as a database wants them, made by SQLAlchemy, and drift from them."""
+
+from __future__ import annotations
+
+from datetime import UTC
+from decimal import Decimal
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.engine import Connection, Engine
+
+from sync_engine.errors import ConfigError
+from sync_engine.sinks.sql_table.tables import VERSION_COLUMN, Column, Table
+from sync_engine.sinks.sql_table.values import BadRow
+
+__all__ = ["KINDS", "Books", "adapt", "check_columns", "delete_text", "made_table", "upsert_text"]
+
+KINDS = ("sqlite", "mysql", "mariadb", "postgresql")
+"""Dialects whose SQL can be generated."""
+_FAMILIES: dict[str, tuple[type[Any], ...]] = {
+    "text": (sa.String,),
+    "json": (sa.String,),
+    "bytes": (sa.LargeBinary, sa.BINARY, sa.VARBINARY),
+    "integer": (sa.Integer,),
+    "float": (sa.Float, sa.REAL, sa.Numeric),
+    "decimal": (sa.Numeric, sa.String),
+    "boolean": (sa.Boolean, sa.Integer),
+    "timestamp": (sa.DateTime, sa.String),
+}
+_MYSQL_DIGITS = 20
+
+
+class Books:
+    """The sink's own tables in the target: where each log stands, and what must not come back."""
+
+    def __init__(self, metadata: sa.MetaData) -> None:
+        raw = sa.LargeBinary().with_variant(mysql.VARBINARY(512), "mysql", "mariadb")
+        name = sa.String(64)
+        self.offsets = sa.Table(
+            "sync_engine_offsets",
+            metadata,
+            sa.Column("sink", name, primary_key=True),
+            sa.Column("log_uuid", name, primary_key=True),
+            sa.Column("position", sa.BigInteger, nullable=False),
+            sa.Column("version", sa.BigInteger, nullable=False),
+            mysql_engine="InnoDB",
+        )
+        self.ledger = sa.Table(
+            "sync_engine_ledger",
+            metadata,
+            sa.Column("sink", name, primary_key=True),
+            sa.Column("tbl", name, primary_key=True),
+            sa.Column("id", raw, primary_key=True),
+            sa.Column("version", sa.BigInteger, nullable=False),
+            sa.Column("gone", sa.SmallInteger, nullable=False),
+            mysql_engine="InnoDB",
+        )
+
+
+def _type(column: Column, kind: str, *, key: bool) -> Any:
+    if column.kind == "text":
+        if column.length:
+            return sa.String(column.length)
+        return (
+            sa.String(512)
+            if key and kind == "mysql"
+            else sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+        )
+    if column.kind == "bytes":
+        if key and kind == "mysql":
+            return mysql.VARBINARY(512)
+        return sa.LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
+    if column.kind in ("decimal", "timestamp") and kind == "sqlite":
+        return sa.Text()  # SQLite has neither: text keeps them exact
+    made: dict[str, Any] = {
+        "json": sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb"),
+        "integer": sa.BigInteger(),
+        "float": sa.Double(),
+        "decimal": sa.Numeric(60, _MYSQL_DIGITS) if kind == "mysql" else sa.Numeric(),
+        "boolean": sa.Boolean(),
+        "timestamp": sa.DateTime(timezone=True).with_variant(
+            mysql.DATETIME(fsp=6), "mysql", "mariadb"
+        ),
+    }
+    return made[column.kind]
+
+
+def made_table(table: Table, metadata: sa.MetaData, engine: Engine) -> sa.Table:
+    """Return a declared table as SQLAlchemy knows it."""
+    kind = "mysql" if engine.dialect.name in ("mysql", "mariadb") else engine.dialect.name
+    bounded = {name for group in table.unique for name in group} | set(table.references or ())
+    keys = set(table.key_columns)
+    columns: list[Any] = [
+        sa.Column(
+            column.name,
+            _type(column, kind, key=column in keys or column.name in bounded),
+            *_reference(table, column),
+            primary_key=column in keys,
+            autoincrement=False,
+            nullable=column.null and column not in keys,
+        )
+        for column in table.columns
+    ]
+    columns.append(sa.Column(VERSION_COLUMN, sa.BigInteger, nullable=False))
+    columns += [sa.UniqueConstraint(*group) for group in table.unique]
+    # Ids are compared bytewise here, trailing spaces included, as everywhere in the engine.
+    nopad = (
+        "utf8mb4_nopad_bin" if getattr(engine.dialect, "is_mariadb", False) else "utf8mb4_0900_bin"
+    )
+    return sa.Table(
+        table.name,
+        metadata,
+        *columns,
+        mysql_engine="InnoDB",
+        mysql_charset="utf8mb4",
+        mysql_collate=nopad,
+    )
+
+
+def _reference(table: Table, column: Column) -> list[Any]:
+    target = (table.references or {}).get(column.name)
+    return [sa.ForeignKey(target)] if target else []
+
+
+def check_columns(connection: Connection, table: sa.Table, declared: Table) -> None:
+    """Compare a table that is there with its declaration.
+
+    Raises:
+        ConfigError: A column is missing, or of another type; says how to mend it.
+    """
+    found = {one["name"]: one["type"] for one in sa.inspect(connection).get_columns(table.name)}
+    kinds = {column.name: column.kind for column in declared.columns}
+    for column in table.columns:
+        told = column.type.compile(connection.dialect)
+        if column.name not in found:
+            raise ConfigError(
+                f"table {table.name!r} has no column {column.name!r}: add it"
+                f" (ALTER TABLE {table.name} ADD COLUMN {column.name} {told}), or drop the table"
+                " so that it is made and filled again"
+            )
+        kind = kinds.get(column.name, "integer")
+        if not isinstance(found[column.name], _FAMILIES[kind]):
+            raise ConfigError(
+                f"table {table.name!r}: column {column.name!r} is {found[column.name]!s}, declared"
+                f" is {kind} ({told}): alter it, or drop the table so that it is made and filled"
+                " again"
+            )
+
+
+def adapt(kind: str, dialect: str, name: str) -> Any:
+    """Return the function that makes a value fit a driver, or None where it fits as it is."""
+    if dialect == "sqlite" and kind == "timestamp":
+        return lambda value: value.isoformat()
+    if dialect == "sqlite" and kind == "decimal":
+        return lambda value: format(value, "f")
+    if dialect in ("mysql", "mariadb") and kind == "timestamp":
+        return lambda value: value.astimezone(UTC).replace(tzinfo=None)
+    if dialect in ("mysql", "mariadb") and kind == "decimal":
+        return lambda value: _fits(value, name)
+    return None
+
+
+def _fits(value: Decimal, name: str) -> Decimal:
+    exponent = value.normalize().as_tuple().exponent
+    if isinstance(exponent, int) and -exponent > _MYSQL_DIGITS:
+        raise BadRow(f"column {name!r}: more than {_MYSQL_DIGITS} digits behind the point")
+    return value
+
+
+def upsert_text(table: sa.Table, engine: Engine, *, clock: str = VERSION_COLUMN) -> str:
+    """Return the statement that writes a row over an older one only; parameters by position."""
+    keys = [column.name for column in table.primary_key.columns]
+    others = [c.name for c in table.columns if c.name not in keys and c.name != clock]
+    version = table.c[clock]
+    if engine.dialect.name in ("mysql", "mariadb"):
+        inserted = mysql.insert(table)
+        new = inserted.inserted
+        newer = version < new[clock]
+        # Assignments run from left to right: the version, which all compare with, comes last.
+        pairs = [(name, sa.func.if_(newer, new[name], table.c[name])) for name in others]
+        pairs.append((clock, sa.func.if_(newer, new[clock], version)))
+        statement: Any = inserted.on_duplicate_key_update(pairs)
+        text = str(statement.compile(dialect=engine.dialect)).replace("if_(", "if(")
+        return " ".join(text.split())
+    insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
+    into: Any = insert(table)
+    statement = into.on_conflict_do_update(
+        index_elements=keys,
+        set_={name: into.excluded[name] for name in [*others, clock]},
+        where=version < into.excluded[clock],
+    )
+    return str(statement.compile(dialect=engine.dialect))
+
+
+def delete_text(
+    table: sa.Table, engine: Engine, *, clock: str = VERSION_COLUMN, op: str = "<="
+) -> str:
+    """Return the statement that deletes a row of a key, up to a version."""
+    keys = [column == sa.bindparam(None, type_=column.type) for column in table.primary_key]
+    version = table.c[clock].op(op)(sa.bindparam(None, type_=sa.BigInteger()))
+    return str(sa.delete(table).where(*keys, version).compile(dialect=engine.dialect))

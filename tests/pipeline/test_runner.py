@@ -1,0 +1,179 @@
+"""A pipeline in this process: started, changed while it runs, asked over HTTP, stopped."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sync_engine.errors import ConfigError
+from sync_engine.pipeline import Pipeline, PipelineConfig, load
+from tests.pipeline.adapters_for_tests import rows
+
+HERE = "tests.pipeline.adapters_for_tests"
+
+
+def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass in time"
+        time.sleep(0.01)
+
+
+class Files:
+    """A pipeline file, written part by part."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.path = directory / "pipeline.toml"
+
+    def source(self, name: str, count: int, prefix: str = "n.") -> str:
+        return (
+            f'[[source]]\nname = "{name}"\ntype = "{HERE}:counting"\n'
+            f'count = {count}\nprefix = "{prefix}"\n'
+        )
+
+    def sink(self, name: str, prefix: str = "") -> str:
+        path = self.directory / f"{name}.db"
+        return (
+            f'[[sink]]\nname = "{name}"\ntype = "{HERE}:file_sink"\nid_prefix = "{prefix}"\n'
+            f'path = "{path}"\n'
+        )
+
+    def load(self, *parts: str, listen: str = ":0", **engine: Any) -> PipelineConfig:
+        settings = "".join(f"{key} = {json.dumps(value)}\n" for key, value in engine.items())
+        self.path.write_text(
+            f'[engine]\ndata_dir = "{self.directory / "data"}"\n{settings}'
+            f'[http]\nlisten = "{listen}"\n' + "".join(parts)
+        )
+        return load(self.path, {})
+
+    def rows(self, name: str) -> dict[str, bytes]:
+        return rows(self.directory / f"{name}.db")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+def get(pipeline: Pipeline, path: str) -> tuple[int, str]:
+    assert pipeline.endpoint is not None
+    host, port = pipeline.endpoint.address
+    with closing(http.client.HTTPConnection(host, port, timeout=10)) as connection:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+
+def test_what_a_source_gives_reaches_the_sinks(files: Files) -> None:
+    config = files.load(files.source("in", 5000), files.sink("all"), files.sink("some", "n.12"))
+    with Pipeline(config) as pipeline:
+        until(lambda: pipeline.status()["sources"]["in"]["taken"] == 5000)
+        assert pipeline.stop().complete
+    assert len(files.rows("all")) == 5000
+    assert set(files.rows("some")) == {id for id in files.rows("all") if id.startswith("n.12")}
+
+
+def test_it_tells_over_http_how_it_does(files: Files) -> None:
+    with Pipeline(files.load(files.source("in", 100), files.sink("out"))) as pipeline:
+        until(lambda: pipeline.status()["sources"]["in"]["taken"] == 100)
+        assert pipeline.engine.flush(20, sinks=True).complete
+        assert get(pipeline, "/healthz") == (200, '{"state": "running"}\n')
+        status, body = get(pipeline, "/readyz")
+        assert status == 200
+        assert json.loads(body)["sinks"]["out"]["stage"] == "follow"
+        status, body = get(pipeline, "/metrics")
+        assert status == 200
+        assert 'sync_engine_source_items_total{source="in"} 100' in body
+        assert 'sync_engine_sink_lag_items{sink="out"} 0.0' in body
+        assert 'sync_engine_sink_copying{sink="out"} 0.0' in body
+        assert 'of="next",source="in"' in body
+
+
+def test_it_listens_at_loopback_unless_told_otherwise(files: Files) -> None:
+    with Pipeline(files.load(files.source("in", 1))) as pipeline:
+        assert pipeline.endpoint is not None
+        assert pipeline.endpoint.address[0] == "127.0.0.1"
+
+
+def test_parts_come_and_go_while_the_others_run(files: Files) -> None:
+    first = files.load(files.source("one", 100, "one."), files.sink("a"))
+    with Pipeline(first) as pipeline:
+        until(lambda: len(files.rows("a")) == 100)
+        engine = pipeline.engine
+        new = files.load(
+            files.source("one", 200, "one."), files.source("two", 50, "two."), files.sink("b")
+        )
+        found = pipeline.reload(new)
+        assert found.sources_gone == ("one",)
+        assert found.sinks_left == ("a",)
+        until(lambda: len(files.rows("b")) == 250)
+        assert pipeline.engine is engine
+        assert len(files.rows("a")) == 100
+        assert any("sink:a" in told for told in engine.health().degraded)
+
+        pipeline.reload(files.load(files.sink("a"), files.sink("b")))
+        until(lambda: len(files.rows("a")) == 250)
+
+
+def test_a_new_file_that_cannot_be_used_changes_nothing(files: Files) -> None:
+    with Pipeline(files.load(files.source("one", 10), files.sink("a"))) as pipeline:
+        until(lambda: len(files.rows("a")) == 10)
+        before = pipeline.config
+        bad = files.load(files.source("one", -1), files.sink("b"))
+        with pytest.raises(ConfigError, match="count must be"):
+            pipeline.reload(bad)
+        assert pipeline.config is before
+        assert set(pipeline.status()["sinks"]) == {"a"}
+
+
+def test_settings_that_need_a_restart_are_told_and_left(files: Files) -> None:
+    with Pipeline(files.load(files.source("one", 10))) as pipeline:
+        found = pipeline.reload(files.load(files.source("one", 10), l1_bytes_max="1MiB"))
+        assert found.needs_restart == ("engine.l1_bytes_max",)
+        again = pipeline.reload(files.load(files.source("one", 10), l1_bytes_max="1MiB"))
+        assert again.needs_restart == found.needs_restart
+
+
+def test_a_sink_taken_out_of_the_file_can_be_forgotten(files: Files) -> None:
+    with Pipeline(files.load(files.source("one", 10), files.sink("a"))) as pipeline:
+        until(lambda: len(files.rows("a")) == 10)
+        with pytest.raises(ConfigError, match="in the file"):
+            pipeline.forget("a")
+        pipeline.reload(files.load(files.source("one", 10)))
+        assert pipeline.forget("a")
+        assert not pipeline.forget("a")
+
+
+def test_a_pipeline_that_cannot_start_leaves_nothing_running(files: Files) -> None:
+    pipeline = Pipeline(files.load(files.source("one", -1), files.sink("a")))
+    with pytest.raises(ConfigError):
+        pipeline.start()
+    with Pipeline(files.load(files.source("one", 5), files.sink("a"))) as again:
+        until(lambda: again.status()["sources"]["one"]["taken"] == 5)
+
+
+def test_stopping_an_idle_pipeline_is_quick(files: Files) -> None:
+    pipeline = Pipeline(files.load(files.source("one", 10), files.sink("a"))).start()
+    until(lambda: len(files.rows("a")) == 10)
+    assert pipeline.stop().seconds < 1.0
+
+
+def test_a_check_tells_all_that_is_wrong_and_touches_nothing(files: Files) -> None:
+    config = files.load(
+        files.source("one", -1),
+        files.sink("a"),
+        f'[[sink]]\nname = "b"\ntype = "{HERE}:file_sink"\npaht = "x"\n',
+    )
+    with pytest.raises(ConfigError) as refused:
+        Pipeline.check(config)
+    assert "count must be" in str(refused.value)
+    assert "did you mean 'path'" in str(refused.value)
+    assert not (files.directory / "data").exists()
