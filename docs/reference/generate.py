@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import enum
+import importlib
 import inspect
 import re
 import sys
@@ -19,8 +20,6 @@ from types import ModuleType
 from typing import Any, NamedTuple, get_overloads
 
 import sync_engine
-import sync_engine.telemetry
-import sync_engine.testing
 from sync_engine import errors
 from sync_engine.config import SETTINGS, SyncEngineConfig
 from sync_engine.stores.sql import migration_sql
@@ -29,6 +28,7 @@ from sync_engine.telemetry.metrics import NAMESPACE
 
 HERE = Path(__file__).parent
 PACKAGE = Path(sync_engine.__file__).parent
+FACES = "sync_engine.face"
 NOTE = "<!-- Written by generate.py from the code: change the code, then run it. -->\n"
 
 GROUPS: dict[str, tuple[str, list[str]]] = {
@@ -43,6 +43,17 @@ GROUPS: dict[str, tuple[str, list[str]]] = {
         [
             "BatchResult", "FlushReport", "ItemStatus", "EngineState", "Health", "TierHealth",
             "BackpressureLevel", "DeadLetter", "WalStats",
+        ],
+    ),
+    "The feed": (
+        "How to use it is in [Follow the change feed](../how-to/follow-the-change-feed.md).",
+        ["ArchivedChange"],
+    ),
+    "The Merkle tree": (
+        "What it is, is in [Anti-entropy](../explanation/anti-entropy.md).",
+        [
+            "MerkleNode", "MerkleDiff", "MerklePage", "MerkleBatch", "PathMerkle", "VerifyReport",
+            "RepairReport",
         ],
     ),
     "Policies": ("", ["BatchConfig", "RetryConfig", "CircuitConfig", "PressurePolicy"]),
@@ -62,6 +73,27 @@ GROUPS: dict[str, tuple[str, list[str]]] = {
         ],
     ),
 }  # fmt: skip
+
+FACTORIES = """
+Each room needs the extra of its driver. `from_settings` is the factory that a
+[pipeline file](pipeline.md) calls; its arguments after `context` are the settings in the file.
+"""
+
+MODULES: list[tuple[str, str, list[str]]] = [
+    (
+        "Sources and sinks",
+        FACTORIES,
+        [
+            "sync_engine.sources.s3_listing", "sync_engine.sources.file_watch",
+            "sync_engine.sources.change_stream", "sync_engine.sinks.s3_upload",
+            "sync_engine.sinks.sql_table", "sync_engine.sinks.redis_stream",
+            "sync_engine.sinks.snapshot",
+        ],
+    ),
+    ("Programs", "", ["sync_engine.pipeline", "sync_engine.replication", "sync_engine.transfer"]),
+    ("Objects", "", ["sync_engine.s3", "sync_engine.stores.blobs"]),
+    ("Observation and tests", "", ["sync_engine.telemetry", "sync_engine.testing"]),
+]  # fmt: skip
 
 LOADING = """
 `SyncEngine.open(data_dir, ...)` loads them in this way. `SyncEngineConfig(...)` takes arguments
@@ -183,13 +215,24 @@ def fields_of(thing: type) -> list[str]:
     ]
 
 
+def parts(thing: type) -> list[type]:
+    """Return a class and the parts of the public face that it joins, its life first."""
+    faces = [one for one in thing.__mro__[1:] if one.__module__.startswith(FACES)]
+    return [thing, *faces[-1:], *faces[:-1]]
+
+
 def members(thing: type) -> Iterator[tuple[str, Any]]:
-    """Yield the public methods and properties that a class defines itself, in order."""
-    for name, member in vars(thing).items():
-        if not name.startswith("_") and (
-            inspect.isfunction(member) or isinstance(member, classmethod | staticmethod | property)
-        ):
-            yield name, member
+    """Yield the public methods and properties of a class and of its parts, in order."""
+    seen = set()
+    for part in parts(thing):
+        for name, member in vars(part).items():
+            if not name.startswith("_") and name not in seen and _is_member(member):
+                seen.add(name)
+                yield name, member
+
+
+def _is_member(member: object) -> bool:
+    return inspect.isfunction(member) or isinstance(member, classmethod | staticmethod | property)
 
 
 # -- pages ----------------------------------------------------------------------------------------
@@ -211,8 +254,11 @@ def api_page() -> str:
     for title, (prose, names) in groups.items():
         out += [f"## {title}", prose]
         out += [one for name in names if name in public for one in _thing(name)]
-    out += ["## `sync_engine.telemetry`", _names(sync_engine.telemetry)]
-    out += ["## `sync_engine.testing`", _names(sync_engine.testing)]
+    for title, prose, modules in MODULES:
+        out += [f"## {title}", prose]
+        for name in modules:
+            module = importlib.import_module(name)
+            out += [f"### `{name}`", summary(module.__doc__), _names(module)]
     return _page(out)
 
 
@@ -251,7 +297,7 @@ def _shape(name: str, thing: type) -> list[str]:
         return [f"{name}.{member.name} = {member.value!r}" for member in thing]
     if thing is not SyncEngineConfig and (fields := fields_of(thing)):
         return [f"class {name}:", *(f"    {line}" for line in fields)]
-    own = vars(thing).get("__init__")
+    own = next((vars(one)["__init__"] for one in parts(thing) if "__init__" in vars(one)), None)
     if inspect.isfunction(own) and own.__module__.startswith("sync_engine"):
         try:
             return [_signature(own).replace("__init__", name, 1).removesuffix(" -> None")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
 from typing import Any, cast
 
 import msgspec
@@ -12,8 +12,7 @@ from sync_engine.core.filters import FilterManager
 from sync_engine.core.item import Change, Route
 from sync_engine.core.options import Durability
 from sync_engine.core.pressure import BackpressureLevel
-from sync_engine.errors import Backpressure, StorageError, StoreBusy, StoreUnavailable
-from sync_engine.flow.arrivals import Arrivals
+from sync_engine.errors import Backpressure, StorageError, StoreBusy, StoreRejected
 from sync_engine.flow.tier import Tier
 from sync_engine.flow.writer import Writer
 from sync_engine.ports import ArchiveStore, CacheStore, NearCache, Runtime
@@ -69,10 +68,8 @@ class Arbiter:
         l1: Takes what was read.
         filters: Told before the archive is.
         writer: Says how much room there is.
-        arrivals: Who waits for which cursor.
         runtime: Clock, locks, randomness.
-        hurry_archive: Delivers to the archive what waits.
-        timeout_s: Longest wait for this engine's own earlier change to be archived.
+        timeout_s: Longest wait for the sole writer to give way.
     """
 
     JOB = "intents"
@@ -86,9 +83,7 @@ class Arbiter:
         l1: NearCache,
         filters: FilterManager,
         writer: Writer,
-        arrivals: Arrivals,
         runtime: Runtime,
-        hurry_archive: Callable[[], None],
         timeout_s: float,
     ) -> None:
         self._log = log
@@ -97,10 +92,8 @@ class Arbiter:
         self._l1 = l1
         self._filters = filters
         self._writer = writer
-        self._arrivals = arrivals
         self._runtime = runtime
         self._clock = runtime.clock
-        self._hurry_archive = hurry_archive
         self._timeout_s = timeout_s
         self._lock = runtime.lock()
         self._taken: set[int] = set()
@@ -109,16 +102,16 @@ class Arbiter:
 
     # -- looking ----------------------------------------------------------------------------------
 
-    def look(self, change_id: str, timeout_s: float | None) -> Seen:
+    def look(self, change_id: str) -> Seen:
         """Return what the archive has of an id, this engine's own earlier changes included.
 
         What L2 alone keeps counts if it is newer. A value that L2 has and the archive is about to
         get is waited for, half a second at most.
 
         Raises:
-            StoreUnavailable: The archive cannot be asked, or does not take our own change in time.
+            StoreUnavailable: The archive cannot be asked.
         """
-        self._archive_own(change_id, self._timeout_s if timeout_s is None else timeout_s)
+        self._archive_own(change_id)
         deadline = self._clock.monotonic() + _BEHIND_S
         while True:
             row = self._l3.call_with_retry("get_many", self._l3.store.get_many, (change_id,)).get(
@@ -139,18 +132,19 @@ class Arbiter:
             self._l1.put(row)
         return Seen(version, row)
 
-    def _archive_own(self, change_id: str, timeout_s: float) -> None:
-        change = self._log.pending(change_id)
+    def _archive_own(self, change_id: str) -> None:
+        """Bring this engine's own change of an id to the archive, ahead of its follower.
+
+        The follower delivers it once more: versions make that harmless.
+        """
+        change: Change | None = self._log.pending(change_id)
         if change is None:
             return
         position = self._log.position_of(change) or self._log.appended
         self._log.commit(position, 0)
         if self._log.cursor(_ARCHIVE) < position:
-            self._hurry_archive()
-            if not self._arrivals.wait(_ARCHIVE, position, timeout_s):
-                raise StoreUnavailable(
-                    "sql", "put_if", f"an earlier change is not archived within {timeout_s} s"
-                )
+            with contextlib.suppress(StoreRejected):  # its follower puts it aside
+                self._l3.apply([change])
 
     def _kept(self, change_id: str) -> Change | None:
         """Return the live value of L2, or the one that is on its way to L2 alone."""

@@ -148,7 +148,7 @@ class AtomicWrites:
     ) -> tuple[int, Change] | None:
         """Let the archive decide; None where somebody was faster."""
         head = self._log.head()
-        seen = arbiter.look(change_id, timeout_s)
+        seen = arbiter.look(change_id)
         draft = decision(self._live(seen.newest))
         self._writer.check(draft)
         if not draft.routes & _L3:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ _log = get_logger("flow.coherence")
 _LISTEN_S = 0.1
 _POLL_S = 0.25
 _BATCH_ITEMS = 2000
+_ORIGIN = "feed_origin"
 
 
 class Sight(enum.Enum):
@@ -70,8 +72,16 @@ class Publisher:
         self._log = ArchivedLog(log, arrivals, runtime.wake)
         self._feed = feed
         self._backoff = Backoff(retry, runtime.random)
+        self._arrivals = arrivals
         self._lag_items_max = lag_items_max
         self._located = False
+        stored = log.get_snapshot(_ORIGIN)
+        self.origin: str = stored.decode() if stored else log.uuid
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the last word was taken."""
+        return self._located
 
     def step(self) -> float:
         """Tell one batch; return the seconds to wait."""
@@ -100,21 +110,27 @@ class Publisher:
             self._backoff.succeeded()
             self._log.want(self.JOB, cursor + 1)
             return math.inf
-        self._feed.apply_at(newest_per_id(part.changes), self._log.uuid, part.last)
+        self._feed.apply_at(newest_per_id(part.changes), self.origin, part.last)
         self._log.advance(self.JOB, part.last)
+        self._arrivals.reached(self.JOB)
         self._backoff.succeeded()
         return 0.0
 
     def _locate(self, cursor: int) -> int:
         self._feed.attach()
-        stored = self._feed.position(self._log.uuid)
-        if stored is None or stored != cursor:
-            if stored is not None and cursor < stored <= self._log.end:
-                cursor = stored
-                self._log.advance(self.JOB, stored)
-            else:
-                # Also where it is new: an earlier log of this engine may have left things untold.
-                self._feed.begin(self._log.uuid, cursor, after_gap=cursor > 0)
+        stored = self._feed.position(self.origin)
+        if stored is not None and stored > self._log.end:
+            # The power took the end of the log: its positions are given out once more, and would be
+            # taken for repetitions. From now on this is somebody else.
+            self.origin = uuid.uuid4().hex
+            self._log.put_snapshot(_ORIGIN, self.origin.encode())
+            stored = None
+        if stored is None or stored < cursor:
+            # Also where it is new: an earlier log of this engine may have left things untold.
+            self._feed.begin(self.origin, cursor, after_gap=cursor > 0)
+        elif stored > cursor:
+            cursor = stored
+            self._log.advance(self.JOB, stored)
         self._located = True
         return cursor
 
@@ -131,11 +147,11 @@ class Coherence:
     is also the way where there is no feed. While neither can be asked, L1 stays aside, unless no
     other engine was ever noticed. An engine that provably is the only writer needs none of this.
 
-    Owned by one job; `sight` may be read from any thread.
+    Owned by one job; `sight`, `error` and `stats` may be read from any thread.
 
     Args:
         feed: The feed; None where there is none.
-        own: Identity of this engine's log.
+        is_own: Tells whether an origin is this engine.
         gate: The way into L1.
         heard: What was heard.
         reader: Told which of its questions were overtaken.
@@ -155,7 +171,7 @@ class Coherence:
         self,
         feed: ChangeFeed | None,
         *,
-        own: str,
+        is_own: Callable[[str], bool],
         gate: Gate,
         heard: Heard,
         reader: Reader,
@@ -169,7 +185,7 @@ class Coherence:
         retry: RetryConfig,
     ) -> None:
         self._feed = feed
-        self._own = own
+        self._is_own = is_own
         self._gate = gate
         self._heard = heard
         self._reader = reader
@@ -185,10 +201,20 @@ class Coherence:
         self._others: int | None = None
         self._others_noticed = False
         self.sight = Sight.NONE
+        self.error = ""
         self._told = metrics.counter("coherence_changes")
         self._drops = {
             why: metrics.counter("coherence_drops", reason=why)
             for why in ("feed_lost", "feed_gap", "archive_moved", "blind")
+        }
+
+    def stats(self) -> dict[str, float | str]:
+        """Return how others are seen, whether L1 takes anything, and how many ids were heard."""
+        return {
+            "sight": self.sight.value,
+            "l1_open": int(self._gate.is_open),
+            "heard_ids": len(self._heard),
+            "error": self.error,
         }
 
     # -- the job ----------------------------------------------------------------------------------
@@ -211,10 +237,11 @@ class Coherence:
             feed.seek_end()
             self._see(Sight.FEED)  # from here on, nothing is missed
             self._backoff.succeeded()
+            self.error = ""
             _log.info("feed_heard", feed=feed.name)
         told = feed.read(_LISTEN_S)
         for origin, changes in told:
-            if origin != self._own:
+            if not self._is_own(origin):
                 self._hear(changes)
         return bool(told)
 
@@ -235,6 +262,7 @@ class Coherence:
         if self.sight is Sight.FEED:
             self._go_blind("feed_gap" if isinstance(exc, FeedGap) else "feed_lost")
         _log.limited("feed_lost", error=exc)
+        self.error = str(exc)
         # A gap says that the server is well: what is missing is made good by beginning anew.
         delay_s = 0.0 if isinstance(exc, FeedGap) else min(self._backoff.failed(), 1.0)
         self._listen_at = self._clock.monotonic() + delay_s

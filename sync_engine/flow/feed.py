@@ -105,16 +105,22 @@ class Feed:
         log: The log.
         after: Position to begin after.
         keep: Told how far the caller is, so that the log keeps the rest.
+        make_safe: Sees to it that no crash undoes what is about to be told.
 
     Raises:
         FeedGap: The log no longer reaches back to it, or never reached it.
     """
 
     def __init__(
-        self, log: FeedLog, after: int, keep: Callable[[int], None] = lambda _: None
+        self,
+        log: FeedLog,
+        after: int,
+        keep: Callable[[int], None] = lambda _: None,
+        make_safe: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._log = log
         self._keep = keep
+        self._make_safe = make_safe
         self.position = after
         if after > log.head():
             raise FeedGap(
@@ -153,6 +159,7 @@ class Feed:
             raise
         if not part.changes:
             self._check()
+        self._make_safe(part.last)
         refused = self._log.dead_error
         told = [
             self._told(change, position)
@@ -222,13 +229,25 @@ class Feeds:
                 start = self._log.cursor(cursor)
                 if not name:
                     start = max(start, self._log.cursor(_ARCHIVE))
-            feed = Feed(self._log, start, lambda position: self._log.advance(cursor, position))
+            feed = Feed(
+                self._log,
+                start,
+                lambda position: self._log.advance(cursor, position),
+                self._make_safe,
+            )
         except BaseException:
             if not known:
                 self._log.unfollow(cursor)
             raise
         self._log.advance(cursor, start)
         return feed, cursor
+
+    def _make_safe(self, position: int) -> None:
+        """A token must not name a place that the power can take, and that is given out again."""
+        if self._log.synced < position:
+            if self._log.written < position:
+                self._log.write()
+            self._log.sync(position)
 
     def leave(self, cursor: str) -> None:
         """Let go of what a reader without a name held."""

@@ -22,6 +22,7 @@ class Inspectable(Protocol):
 
     log: Any
     l1: Any
+    coherence: Any
     l2: Any
     l3: Any
     filters: FilterManager
@@ -104,6 +105,8 @@ def measure_health(parts: Inspectable | None, state: EngineState) -> Health:
     level = parts.writer.level()
     degraded = [f"{name} does not answer: {t.error}" for name, t in tiers.items() if not _up(t)]
     degraded += [f"delivery to {name} is paused" for name, t in tiers.items() if t.paused]
+    if parts.coherence is not None and parts.coherence.error:
+        degraded.append(f"other engines are not heard on the feed: {parts.coherence.error}")
     if wal.dead_letters:
         degraded.append(f"{wal.dead_letters} dead letters wait for a decision")
     if wal.lost_positions:
@@ -167,6 +170,7 @@ def engine_stats(parts: Inspectable) -> dict[str, Any]:
             "trusted": parts.filters.trust is FilterTrust.TRUSTED,
             "covered": parts.keeper.covered(),
         },
+        "coherence": None if parts.coherence is None else parts.coherence.stats(),
         "cursors": parts.log.followers,
         "backpressure": parts.writer.level().name,
         "metrics": parts.metrics.snapshot(),

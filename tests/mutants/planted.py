@@ -91,8 +91,8 @@ MUTANTS = (
     Mutant(
         "compare-and-set is written without a look at who was faster",
         "flow/atomic.py",
-        "(draft,), durability, timeout_s, unless_after=seen\n                )",
-        "(draft,), durability, timeout_s\n                )",
+        "(draft,), durability, timeout_s, unless_after=unless_after\n            )",
+        "(draft,), durability, timeout_s\n            )",
         (f"{ORDER}::test_a_decision_is_not_written_over_a_change_it_did_not_see",),
     ),
     Mutant(

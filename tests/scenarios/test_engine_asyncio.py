@@ -55,7 +55,7 @@ def cold(engine: AsyncSyncEngine) -> None:
 
 def test_both_faces_have_the_same_methods() -> None:
     def public(cls: type) -> set[str]:
-        return {name for name in vars(cls) if not name.startswith("_")}
+        return {name for name in dir(cls) if not name.startswith("_")}
 
     bridge = {"check", "submit_group", "warm", "when_archived", "dead_letter_error", "executor"}
     bridge |= {"open_feed", "leave_feed", "when_fed"}

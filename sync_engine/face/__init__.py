@@ -1,0 +1,1 @@
+"""The parts of the public face, each a few calls that belong together; `engine` joins them."""
