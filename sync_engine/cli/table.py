@@ -13,6 +13,7 @@ from sync_engine.cli.merkle import MERKLE
 from sync_engine.cli.observe import FLUSH, HEALTH, STATS
 from sync_engine.cli.quickstart import QUICKSTART
 from sync_engine.cli.replicate import REPLICATE
+from sync_engine.cli.replicate_engine import REPLICATE_ENGINE
 from sync_engine.cli.restore import RESTORE
 from sync_engine.cli.run import RUN
 from sync_engine.cli.s3_changes import S3_CHANGES
@@ -42,6 +43,7 @@ COMMANDS: tuple[Command, ...] = (
     DLQ,
     S3_CHANGES,
     REPLICATE,
+    REPLICATE_ENGINE,
     RESTORE,
     SNAPSHOTS,
     TABLES,

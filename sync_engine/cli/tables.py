@@ -90,7 +90,7 @@ def _verify(context: Context) -> int:
 def _repair(context: Context) -> int:
     with _opened(context) as (engine, sink, spec):
         found = _verified(context, engine, sink, spec)
-        mended = sink.repair(found, engine.get)
+        mended = sink.repair(found, engine.get, lambda: _items(engine, spec))
     _tell(context, found, mended=mended)
     return ExitCode.OK
 
@@ -122,15 +122,27 @@ def _lag(context: Context) -> int:
     if context.output.json:
         context.output.document(
             [
-                {"log": one.log_uuid, "position": one.position, "age_s": one.age_s}
+                {
+                    "log": one.log_uuid,
+                    "position": one.position,
+                    "age_s": one.age_s,
+                    "waiting": one.waiting,
+                }
                 for one in standing
             ]
         )
         return ExitCode.OK
-    rows = [(one.log_uuid, str(one.position), duration(one.age_s)) for one in standing]
-    context.output.table(
-        count(len(rows), "log"), ("log", "position", "last change, ago"), rows, right=(1, 2)
-    )
+    rows = [
+        (
+            one.log_uuid,
+            str(one.position),
+            "none yet" if one.age_s is None else duration(one.age_s),
+            str(one.waiting),
+        )
+        for one in standing
+    ]
+    names = ("log", "position", "last change, ago", "waiting")
+    context.output.table(count(len(rows), "log"), names, rows, right=(1, 2, 3))
     return ExitCode.OK
 
 

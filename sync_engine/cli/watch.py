@@ -24,6 +24,8 @@ _LOOK_S = 0.2
 _LINE_S = 5.0
 _STOP_S = 60.0
 _SHOWN_MAX = 10
+_GIVE_UP_S = 300.0
+_DEADLINE_S = 30.0
 _DEFAULTS = TransferSettings()
 
 
@@ -31,6 +33,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("paths", nargs="+", metavar="DIR|URL", help="directories, then s3://bucket/prefix")
     add("--once", action="store_true", help="upload what is there, then end")
+    add(
+        "--give-up-after", type=seconds, default=_GIVE_UP_S, metavar="TIME",
+        help="with --once: end with an error where the server fails for so long (default: 5m)",
+    )  # fmt: skip
     add("--dry-run", action="store_true", help="tell what would be done, and do nothing")
     add("--ledger", type=Path, metavar="FILE", help="default: DATA_DIR/watch.db")
     group = parser.add_argument_group("files")
@@ -77,6 +83,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     add("--profile", metavar="NAME", help="of the AWS configuration files")
     add("--concurrency", type=int, default=_DEFAULTS.concurrency, metavar="N",
         help="uploads at a time (default: %(default)s)")  # fmt: skip
+    add("--abort-foreign-uploads", action="store_true",
+        help="abort what others began to upload in parts below the prefix a day ago")  # fmt: skip
     add("--part-size", type=int, default=_DEFAULTS.part_bytes >> 20, metavar="MIB",
         help="of larger files, in MiB (default: %(default)s)")  # fmt: skip
 
@@ -122,11 +130,13 @@ def _settings(args: argparse.Namespace) -> TransferSettings:
         sse=args.sse,
         sse_key_id=args.sse_key_id,
         verify=args.verify,
+        abort_foreign=args.abort_foreign_uploads,
     )
 
 
 def _server(args: argparse.Namespace, url: str, threads: int) -> tuple[S3Address, S3Settings]:
-    address, s3 = S3Settings.from_url(url, deadline_s=30.0, connections_max=threads + 2)
+    deadline_s = min(_DEADLINE_S, args.give_up_after) if args.once else _DEADLINE_S
+    address, s3 = S3Settings.from_url(url, deadline_s=deadline_s, connections_max=threads + 2)
     given = {
         "endpoint_url": args.endpoint_url,
         "region": args.region,
@@ -233,7 +243,8 @@ class _Reporter:
 
 
 def _watch(context: Context, program: FilesToS3, runtime: SystemRuntime) -> int:
-    once = context.args.once
+    once, give_up_s = context.args.once, context.args.give_up_after
+    gave_up = False
     reporter = _Reporter(context)
     interrupted: Interrupted | None = None
     try:
@@ -244,13 +255,14 @@ def _watch(context: Context, program: FilesToS3, runtime: SystemRuntime) -> int:
                 continue
             progress = program.progress()
             reporter.look(progress)
-            if once and (progress.idle or _stuck(progress)):
+            gave_up = once and progress.open > 0 and progress.stalled_s >= give_up_s
+            if gave_up or (once and (progress.idle or _stuck(progress))):
                 break
     except Interrupted as exc:
         interrupted = exc
     finally:
         with suppress(Interrupted):
-            program.stop(_STOP_S)
+            program.stop(0.0 if gave_up else _STOP_S)
         runtime.close(1.0)
     if not program.started:
         if interrupted is not None:
@@ -260,6 +272,12 @@ def _watch(context: Context, program: FilesToS3, runtime: SystemRuntime) -> int:
     reporter.end(progress)
     if interrupted is not None:
         raise interrupted
+    if gave_up:
+        context.output.warn(
+            f"the server failed for {duration(progress.stalled_s)}: {count(progress.open, 'file')} "
+            "still to do; run it again later, or allow more time with --give-up-after"
+        )
+        return ExitCode.UNAVAILABLE
     if progress.open and progress.errors:
         return ExitCode.UNAVAILABLE
     return ExitCode.PARTLY if progress.parked or progress.open else ExitCode.OK
@@ -282,7 +300,8 @@ and has it whole, and only if it is still the file that was uploaded.
 Mode added-only takes each file once: changes and renames later are ignored. Mode mirror follows
 changes and deletions. SIGTERM and SIGINT let the uploads under way end, and report. Credentials
 come from the usual chain (AWS_ACCESS_KEY_ID ..., profile, instance). Exit code 3: files were
-parked; `--json` names them and says why.""",
+parked; `--json` names them and says why. Exit code 4: the server failed for longer than
+--give-up-after, or a directory could not be read, and files are left to do.""",
     example="""\
 sync-engine watch ./out s3://bucket/prefix --delete-after-upload
 sync-engine watch ./out s3://bucket/prefix --once --include '*.csv' --dry-run

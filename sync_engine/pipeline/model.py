@@ -12,11 +12,13 @@ from typing import Any, cast
 
 from sync_engine.config import ENV_PREFIX, SETTINGS, SyncEngineConfig
 from sync_engine.config.gather import nearest
-from sync_engine.config.values import Kind, Unusable, boolean, duration, size, whole
+from sync_engine.config.urls import redis_url, sql_url
+from sync_engine.config.values import Kind, Unusable, boolean, duration, size, text, whole
 from sync_engine.core.batcher import BatchConfig
 from sync_engine.errors import ConfigError
 from sync_engine.flow.backfill import normal_prefixes
 from sync_engine.flow.outlet import OnFull
+from sync_engine.replication import Peer
 
 __all__ = [
     "HttpSettings",
@@ -29,11 +31,22 @@ __all__ = [
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
 _VARIABLE = re.compile(r"\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)\})")
-_SECTIONS = ("engine", "http", "run", "source", "sink")
+_SECTIONS = ("engine", "http", "run", "source", "sink", "peer")
 _BATCH: Mapping[str, Kind] = {
     "batch_items_max": whole(1),
     "batch_bytes_max": size(),
     "batch_age_ms": duration("ms", positive=False),
+}
+_PEER: Mapping[str, Kind] = {
+    "name": text(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,47}", "1 to 48 letters, digits, - or _"),
+    "redis_url": redis_url(),
+    "sql_url": sql_url(),
+    "redis_prefix": text(r".+", "a text"),
+    "stream": text(r".+", "a text"),
+    "interval_s": duration("s"),
+    "items_per_s": whole(0),
+    "bytes_per_s": size(0),
+    "accept_old": boolean(),
 }
 _SINK_OWN = ("name", "type", "id_prefix", "on_full", *_BATCH)
 _SOURCE_OWN = ("name", "type", "batch_items_max")
@@ -113,6 +126,7 @@ class PipelineConfig:
         sinks: In the order of the file.
         http: Where it answers.
         run: How it behaves.
+        peers: Engines to pull from, in the order of the file.
     """
 
     engine: SyncEngineConfig
@@ -120,6 +134,7 @@ class PipelineConfig:
     sinks: tuple[SinkSpec, ...] = ()
     http: HttpSettings = HttpSettings()
     run: RunSettings = RunSettings()
+    peers: tuple[Peer, ...] = ()
 
 
 def load(
@@ -171,19 +186,27 @@ class _Reading:
                 )
         sources = tuple(self._source(table) for table in self._tables("source"))
         sinks = tuple(self._sink(table) for table in self._tables("sink"))
-        for kind, specs in (("source", sources), ("sink", sinks)):
-            names = [spec.name for spec in specs]
+        peers = tuple(peer for table in self._tables("peer") for peer in self._peer(table))
+        for kind, names in (
+            ("source", [spec.name for spec in sources]),
+            ("sink", [spec.name for spec in sinks]),
+            ("peer", [peer.name for peer in peers]),
+        ):
             self._errors += [
                 f"[[{kind}]] {name}: there are two of this name"
                 for name in sorted({name for name in names if names.count(name) > 1})
             ]
-        if not sources and not sinks:
-            self._errors.append("there is neither a [[source]] nor a [[sink]]: nothing to run")
+        if not sources and not sinks and not self._document.get("peer"):
+            self._errors.append(
+                "there is neither a [[source]] nor a [[sink]] nor a [[peer]]: nothing to run"
+            )
         http, run = self._http(), self._run()
         engine = self._engine(overrides)
         if self._errors or engine is None:
             raise ConfigError("\n".join(f"{self._path}: {error}" for error in self._errors))
-        return PipelineConfig(engine=engine, sources=sources, sinks=sinks, http=http, run=run)
+        return PipelineConfig(
+            engine=engine, sources=sources, sinks=sinks, http=http, run=run, peers=peers
+        )
 
     # -- sections ---------------------------------------------------------------------------------
 
@@ -274,6 +297,22 @@ class _Reading:
             on_full=on_full,
             settings={key: value for key, value in table.items() if key not in _SINK_OWN},
         )
+
+    def _peer(self, table: Mapping[str, Any]) -> Iterator[Peer]:
+        where = f"[[peer]] {table.get('name', '?')}"
+        self._unknown(where, table, (*_PEER, "id_prefix"))
+        own = self._parsed(where, table, _PEER)
+        prefix = table.get("id_prefix", "")
+        if not _is_prefix(prefix):
+            self._errors.append(f"{where}: id_prefix: must be a text or a list of texts")
+            return
+        if not isinstance(table.get("name"), str):
+            self._errors.append(f"{where}: name is missing")
+            return
+        try:
+            yield Peer(prefixes=normal_prefixes(prefix), **{"name": table["name"], **own})
+        except ConfigError as exc:
+            self._errors.append(f"[[peer]] {exc}")
 
     def _identity(self, kind: str, table: Mapping[str, Any]) -> tuple[str, str]:
         found = []

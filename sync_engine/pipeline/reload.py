@@ -77,4 +77,6 @@ def _fixed(old: PipelineConfig, new: PipelineConfig) -> tuple[str, ...]:
     ]
     if old.http != new.http:
         found.append("http.listen")
+    if old.peers != new.peers:
+        found.append("peer")
     return tuple(found)

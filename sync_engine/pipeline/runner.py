@@ -19,6 +19,7 @@ from sync_engine.pipeline.endpoint import Answer, Endpoint
 from sync_engine.pipeline.model import PipelineConfig, SinkSpec, SourceSpec
 from sync_engine.pipeline.reload import Difference, difference
 from sync_engine.ports import AdapterContext, Runtime
+from sync_engine.replication import Replicator
 from sync_engine.runtime import SystemRuntime
 from sync_engine.telemetry import get_logger
 from sync_engine.telemetry.exposition import CONTENT_TYPE, render_text
@@ -72,6 +73,7 @@ class Pipeline:
         self.config = config
         self.runtime = runtime or SystemRuntime(config.engine.engine_name)
         self.engine = SyncEngine(config.engine, runtime=self.runtime, stores=stores)
+        self.replicator: Replicator | None = None
         self.endpoint: Endpoint | None = None
         self._ready_at = float("-inf")
         self._ready: Answer = (503, _JSON, b"{}\n")
@@ -111,6 +113,7 @@ class Pipeline:
                 self._open_endpoint()
             for source_spec, source in sources:
                 self._add_source(source_spec, source)
+            self.replicator = Replicator(self.engine, config.peers)
         except BaseException:
             self._close_endpoint()
             self.engine.close(0.0)
@@ -222,6 +225,9 @@ class Pipeline:
             for spec in self.config.sources:
                 with contextlib.suppress(ConfigError):
                     self.engine.pause(f"source:{spec.name}")
+            if self.replicator is not None:
+                with contextlib.suppress(SyncEngineError):
+                    self.replicator.close()
             with contextlib.suppress(SyncEngineError):
                 report = self.engine.flush(timeout_s, sinks=True)
                 left, dead = dict(report.left), report.dead_letters
