@@ -23,6 +23,7 @@ from benchmarks import (
     reads,
     snapshots,
     table_rows,
+    uploads,
     writes,
 )
 from benchmarks.measure import Plan, Row, show
@@ -38,6 +39,7 @@ _SUBJECTS: dict[str, Callable[[Plan, Servers], list[Row]]] = {
     "feed": feed.run,
     "listing": listing.run,
     "table_rows": table_rows.run,
+    "uploads": uploads.run,
     "snapshots": snapshots.run,
 }
 _ON_REQUEST = {"costs", "feed", "merkle", "snapshots"}

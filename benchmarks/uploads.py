@@ -1,4 +1,11 @@
-"""Uploads per second: the program beside a hand-written loop, to the same server."""
+"""Uploads per second: the program beside a hand-written loop, to the same server.
+
+    python -m benchmarks.uploads [--files 2000] [--size 4096] [--threads 4] [--rounds 3]
+
+Both sides put every file, ask the server for its size and digest, and delete it here. The program
+also keeps its ledger. The servers (rclone and moto; one that is not installed is left out) run on
+this machine and share its cores.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +15,24 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-from support.s3_servers import MotoS3, RcloneS3, S3Server
-
+from benchmarks.measure import Plan, Row, interleaved, show
+from benchmarks.servers import Servers
 from sync_engine.runtime import SystemRuntime
 from sync_engine.s3 import S3Address
 from sync_engine.sources.file_watch import FindPolicy
 from sync_engine.transfer import FilesToS3, TransferSettings
 
-__all__ = ["main"]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from support.processes import MissingServer
+from support.s3_servers import MotoS3, RcloneS3, S3Server
+
+__all__ = ["main", "run"]
 
 
 def _files(where: Path, count: int, size: int) -> None:
@@ -71,36 +82,53 @@ def program(where: Path, server: S3Server, bucket: str, threads: int) -> float:
     return took_s
 
 
+def _measure(server: S3Server, files: int, size: int, threads: int, rounds: int) -> Row:
+    def side(run: Callable[[Path, S3Server, str, int], float]) -> Callable[[int], float]:
+        def measure(turn: int) -> float:
+            del turn
+            with tempfile.TemporaryDirectory() as base:
+                where = Path(base) / "out"
+                where.mkdir()
+                _files(where, files, size)
+                return files / run(where, server, server.new_bucket(), threads)
+
+        return measure
+
+    figures = interleaved(rounds, {"program": side(program), "loop": side(loop)})
+    pairs = list(zip(figures["program"], figures["loop"], strict=True))
+    return Row.of("uploads", server.name, size, pairs, "items/s")
+
+
+def _rows(files: int, size: int, threads: int, rounds: int) -> list[Row]:
+    rows = []
+    for kind in (RcloneS3, MotoS3):
+        try:
+            server = kind()
+            server.start()
+        except MissingServer:
+            continue
+        try:
+            rows.append(_measure(server, files, size, threads, rounds))
+        finally:
+            server.destroy()
+    return rows
+
+
+def run(plan: Plan, servers: Servers) -> list[Row]:
+    """Measure every server that is there; it is started here."""
+    del servers
+    return _rows(100 if plan.quick else 1000, 4096, 4, plan.rounds)
+
+
 def main() -> None:
-    """Print a table."""
+    """Measure, and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--size", type=int, default=4096, help="bytes of a file")
     parser.add_argument("--threads", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    print(f"{args.files:,} files of {args.size:,} B, {args.threads} threads; best of {args.rounds}")
-    for kind in (RcloneS3, MotoS3):
-        server = kind()
-        server.start()
-        try:
-            rates = {}
-            for name, run in (("loop", loop), ("program", program)):
-                best = float("inf")
-                for _ in range(args.rounds):
-                    with tempfile.TemporaryDirectory() as base:
-                        where = Path(base) / "out"
-                        where.mkdir()
-                        _files(where, args.files, args.size)
-                        best = min(best, run(where, server, server.new_bucket(), args.threads))
-                rates[name] = args.files / best
-            share = rates["program"] / rates["loop"]
-            print(
-                f"{server.name:<10} loop {rates['loop']:>7,.0f}/s   "
-                f"program {rates['program']:>7,.0f}/s   {share:.2f}"
-            )
-        finally:
-            server.destroy()
+    print(show(_rows(args.files, args.size, args.threads, args.rounds), as_json=False))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ _log = get_logger("house")
 L2, L3 = "l2", "l3"
 _L3 = int(Route.L3)  # a plain number: flags are slow on hot paths
 _DISK_RETRY_S = 0.5
+_LAST_WORD_S = 1.0
 _FILTER_SNAPSHOT = "filter"
 _L2_CUT = "l2_cut"
 
@@ -255,9 +256,7 @@ class House:
             l1=self.gate,
             filters=self.filters,
             writer=self.writer,
-            arrivals=self.arrivals,
             runtime=runtime,
-            hurry_archive=self.followers[L3].hurry,
             timeout_s=config.read_timeout_s,
         )
         self.atomic = AtomicWrites(
@@ -298,7 +297,7 @@ class House:
         if config.coherence != "off":
             self.coherence = Coherence(
                 feed,
-                own=self.log.uuid,
+                is_own=self._is_own_origin,
                 gate=self.gate,
                 heard=self.heard,
                 reader=self.reader,
@@ -325,6 +324,9 @@ class House:
             )
         elif Publisher.JOB in self.log.followers:
             self.log.unfollow(Publisher.JOB)
+
+    def _is_own_origin(self, origin: str) -> bool:
+        return self.publisher is not None and origin == self.publisher.origin
 
     def _owner_name(self) -> str:
         """Return a name that at most one live process bears: log, host and path."""
@@ -598,6 +600,10 @@ class House:
             wait_s = max(0.0, deadline - self.clock.monotonic())
             if not self.arrivals.wait(name, target, wait_s):
                 left[name] = target - self.log.cursor(name)
+        if reason is FlushReason.SHUTDOWN and self.publisher and self.publisher.healthy:
+            # Nobody tells the others once we are gone.
+            wait_s = min(_LAST_WORD_S, max(0.0, deadline - self.clock.monotonic()))
+            self.arrivals.wait(Publisher.JOB, self.log.cursor(L3), wait_s)
         return left | self.doors.left(target, deadline) if sinks else left
 
     def stop(self, timeout_s: float) -> list[str]:

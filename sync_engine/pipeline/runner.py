@@ -98,14 +98,22 @@ class Pipeline:
     def start(self) -> Self:
         """Start the engine, its sinks, its sources, and the endpoint, in this order.
 
+        A sink that has a method `prepare` is asked first, before the engine opens any file: this
+        is where a lost archive is restored.
+
         Raises:
             ConfigError: Something cannot be used; nothing runs then.
+            StoreUnavailable: A sink could not prepare now; nothing runs then.
             CorruptData: The log file is damaged or foreign.
         """
         config = self.config
+        try:
+            sinks = [(spec, self._prepared(spec)) for spec in config.sinks]
+        except BaseException:
+            self.runtime.close(1.0)
+            raise
         self.engine.start()
         try:
-            sinks = [(spec, self._made("sink", spec)) for spec in config.sinks]
             sources = [(spec, self._made("source", spec)) for spec in config.sources]
             for sink_spec, sink in sinks:
                 self._add_sink(sink_spec, sink)
@@ -131,6 +139,20 @@ class Pipeline:
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
+
+    def _prepared(self, spec: SinkSpec) -> Any:
+        """Return a sink that has done what has to be done before the engine opens its files."""
+        context = AdapterContext(  # the same as the engine gives, which is not there yet
+            name=spec.name,
+            runtime=self.runtime,
+            data_dir=Path(self.config.engine.data_dir),
+            wake=partial(self.runtime.wake, f"sink:{spec.name}"),
+        )
+        sink = adapters.build("sink", spec.type, context, spec.settings)
+        prepare = getattr(sink, "prepare", None)
+        if prepare is not None:
+            prepare()
+        return sink
 
     def _made(self, kind: adapters.Kind, spec: SourceSpec | SinkSpec) -> Any:
         context = self.engine.adapter_context(kind, spec.name)

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
 
 from sync_engine.s3 import Part
 from sync_engine.sources.file_watch import FileLedger, Row, State
 
 __all__ = ["UploadLedger"]
 
-_OPEN = (State.SEEN, State.STABLE, State.UPLOADING, State.UPLOADED, State.GONE)
+_UPLOADS: Final = """
+CREATE TABLE IF NOT EXISTS upload (
+    upload_id TEXT PRIMARY KEY, key TEXT NOT NULL, at_ms INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS intent (key TEXT PRIMARY KEY, at_ms INTEGER NOT NULL) WITHOUT ROWID;
+"""
+_OPEN: Final = (State.SEEN, State.STABLE, State.UPLOADING, State.UPLOADED, State.GONE)
 
 
 class UploadLedger(FileLedger):
-    """A `FileLedger` that knows of parts and keys."""
+    """A `FileLedger` that knows of parts, keys, and every upload that it began."""
+
+    def __init__(self, path: Path | None, *, copy_of: Path | None = None) -> None:
+        super().__init__(path, copy_of=copy_of)
+        try:
+            with self.step():
+                for statement in _UPLOADS.split(";"):
+                    self._db.execute(statement)
+        except BaseException:
+            self.close()
+            raise
 
     def add_parts(self, root: int, path: bytes, parts: Sequence[Part]) -> None:
         """Remember parts that the server took."""
@@ -74,3 +92,32 @@ class UploadLedger(FileLedger):
         """Return the uploads in parts that are known."""
         query = "SELECT upload_id FROM file WHERE upload_id IS NOT NULL"
         return {row[0] for row in self._db.execute(query)}
+
+    # -- uploads in parts that were begun ---------------------------------------------------------
+
+    def intend(self, key: str, now_ms: int) -> int | None:
+        """Note that an upload in parts to a key is about to begin.
+
+        Returns:
+            When one was about to begin that was never heard of again; None where none was.
+        """
+        query = "SELECT at_ms FROM intent WHERE key = ?"
+        found = self._db.execute(query, (key,)).fetchone()
+        if found is None:
+            self._db.execute("INSERT INTO intent VALUES (?, ?)", (key, now_ms))
+        return None if found is None else found[0]
+
+    def begun(self, upload_id: str, intended: str, key: str, now_ms: int) -> None:
+        """Note an upload in parts, in place of the intent to begin it."""
+        self._db.execute("DELETE FROM intent WHERE key = ?", (intended,))
+        self._db.execute("INSERT OR REPLACE INTO upload VALUES (?, ?, ?)", (upload_id, key, now_ms))
+
+    def intents(self) -> dict[str, int]:
+        """Return the keys whose upload was about to begin, and when, in Unix milliseconds."""
+        return dict(self._db.execute("SELECT key, at_ms FROM intent"))
+
+    def uploads_begun(self, since_ms: int) -> set[str]:
+        """Return the id of every upload in parts that was begun; forgets those before a time."""
+        self._db.execute("DELETE FROM upload WHERE at_ms < ?", (since_ms,))
+        self._db.execute("DELETE FROM intent WHERE at_ms < ?", (since_ms,))
+        return {row[0] for row in self._db.execute("SELECT upload_id FROM upload")}

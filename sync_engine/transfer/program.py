@@ -7,29 +7,22 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from sync_engine.core import failpoints
-from sync_engine.errors import ConfigError, StorageError, StoreRejected
+from sync_engine.errors import ConfigError, StorageError
 from sync_engine.ports import Runtime
 from sync_engine.s3 import S3Address, S3Client, S3Settings
 from sync_engine.sinks.s3_upload.keys import KeyTemplate
-from sync_engine.sources.file_watch import (
-    Finder,
-    Root,
-    Row,
-    State,
-    Tree,
-    Waker,
-    make_watcher,
-    text_of,
-)
+from sync_engine.sources.file_watch import Finder, Row, State, Tree, Waker, make_watcher, text_of
 from sync_engine.sources.file_watch.watcher import PollWatcher
 from sync_engine.telemetry import get_logger
+from sync_engine.transfer.chooser import Chooser
+from sync_engine.transfer.cleanup import Cleaner
 from sync_engine.transfer.ledger import UploadLedger
-from sync_engine.transfer.removal import Removal, move_file, remove_file
+from sync_engine.transfer.orphans import Orphans
+from sync_engine.transfer.plan import plan
+from sync_engine.transfer.progress import Planned, Progress
 from sync_engine.transfer.settings import (
     After,
     Overwrite,
@@ -38,81 +31,19 @@ from sync_engine.transfer.settings import (
     template_of,
 )
 from sync_engine.transfer.steps import Steps
-from sync_engine.transfer.tasks import Outcome, Result, Task, Work
+from sync_engine.transfer.tasks import Outcome, Result, Task
 from sync_engine.transfer.uploader import Uploader
 
-__all__ = ["FilesToS3", "Planned", "Progress"]
+__all__ = ["FilesToS3"]
 
 _log = get_logger("transfer")
-_CLAIM_MAX: Final = 64
+_NOTED_MAX: Final = 256
+_REMEMBERED_MS: Final = 30 * 86_400_000
+_TROUBLE: Final = (Result.FAILED, Result.MISCONFIGURED)
 _WAIT_S_MAX: Final = 0.5
+_STEP_S: Final = 2.0
+"""The ledger's job waits for no server: its last step is worth waiting for."""
 _JOB: Final = "files"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far it is.
-
-    Attributes:
-        files: Rows of the ledger by state, names in lower case.
-        open: Files found and not yet verified (or, where asked, cleaned up).
-        uploaded: Objects stored by this process.
-        uploaded_bytes: Their bytes.
-        verified: Objects that were found whole at the server.
-        removed: Local files deleted or moved.
-        deleted: Objects deleted because their files were.
-        changed: Files that changed while they were uploaded, or before they were removed.
-        retries: Attempts beyond the first.
-        parked: Files put aside.
-        ignored: Files left alone since their key was taken.
-        overflows: How often the watcher lost events and noticed.
-        rescans: Scans out of turn.
-        scans: Scans in all.
-        commits: Commits of the ledger.
-        watcher: Its name.
-        idle: Whether all that is there was looked at and nothing waits.
-        errors: What keeps files from being found or sent.
-        problems: Paths and reasons of the last files that were put aside.
-    """
-
-    files: dict[str, int]
-    open: int
-    uploaded: int
-    uploaded_bytes: int
-    verified: int
-    removed: int
-    deleted: int
-    changed: int
-    retries: int
-    parked: int
-    ignored: int
-    overflows: int
-    rescans: int
-    scans: int
-    commits: int
-    watcher: str
-    idle: bool
-    errors: list[str] = field(default_factory=list)
-    problems: list[tuple[str, str]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """What would be done with a file.
-
-    Attributes:
-        action: ``upload``, ``delete`` or ``park``.
-        path: Of the file.
-        key: Of the object.
-        size: Bytes.
-        reason: With ``park``.
-    """
-
-    action: str
-    path: str
-    key: str
-    size: int
-    reason: str = ""
 
 
 class FilesToS3:
@@ -169,14 +100,11 @@ class FilesToS3:
         self._outcomes: deque[Outcome] = deque()
         self._noting: list[Outcome] = []
         self._busy: set[tuple[int, bytes]] = set()
-        self._cleanup: deque[Row] = deque()
-        self._cleaned: list[tuple[Row, Removal]] = []
         self._jobs: list[str] = []
         self._stopping = False
         self._open_ledger = False
         self._did = True
-        self._resumed: set[tuple[int, bytes]] = set()
-        self._upload_ids: set[str] = set()
+        self._stalled_at: float | None = None
         self._counted_at = -math.inf
         self._fault = ""
         self._progress: Progress | None = None
@@ -190,7 +118,8 @@ class FilesToS3:
         Raises:
             ConfigError: Bucket, credentials or ledger cannot be used, or the endpoint does not
                 honour the conditional writes that ``overwrite = 'error'`` needs.
-            StoreUnavailable: The ledger cannot be written. A server that is away is waited for.
+            StoreUnavailable: The ledger cannot be written; or conditional writes are needed, and
+                the server is away. With ``overwrite = 'replace'`` it is waited for.
         """
         self._open(UploadLedger(self._path), watch=True)
         self._open_ledger = True
@@ -198,10 +127,12 @@ class FilesToS3:
         self._client = client
         self._uploader = Uploader(client, self.address.bucket, self.settings, self._put_outcome)
         try:
-            with suppress(StorageError):
+            try:
                 client.head_bucket(self.address.bucket)
+            except StorageError:
+                self._stalled_at = self._clock.monotonic()
             self._probe()
-        except ConfigError:
+        except (ConfigError, StorageError):
             self.stop(0.0)
             raise
         with self._ledger.step():
@@ -209,8 +140,11 @@ class FilesToS3:
             for state in (State.UPLOADING, State.UPLOADED, State.GONE, State.PARKED):
                 self._ledger.make_due(state, now_ms)
             for row in self._ledger.in_state(State.UPLOADING, 10_000):
-                self._resumed.add((row.root, row.path))
-            self._upload_ids |= self._ledger.upload_ids()
+                self._chooser.resumed.add((row.root, row.path))
+            known = self._ledger.uploads_begun(now_ms - _REMEMBERED_MS)
+            self._orphans = Orphans(
+                known, self._ledger.upload_ids(), self._ledger.intents(), self._clock
+            )
             if self.settings.after != After.KEEP:
                 self._ledger.again(State.VERIFIED, State.UPLOADED, now_ms)
         self._runtime.add_job(_JOB, self.step)
@@ -243,6 +177,12 @@ class FilesToS3:
             self._clock,
             busy=self._busy.__contains__,
             waiting=self._steps.cleans,
+        )
+        self._chooser = Chooser(
+            ledger, self.finder, self._steps, self._template, settings, self._clock, self._busy
+        )
+        self._cleaner = Cleaner(
+            ledger, self.finder, self._steps, settings, by_root="{root}" in self._template.template
         )
 
     def _probe(self) -> None:
@@ -280,10 +220,11 @@ class FilesToS3:
         until = self._clock.monotonic() + timeout_s
         self._waker.wake()
         names, self._jobs = self._jobs, []
-        stuck = [
-            name for name in reversed(names)
-            if not self._runtime.remove_job(name, max(0.0, until - self._clock.monotonic()))
-        ]  # fmt: skip
+        stuck = []
+        for name in reversed(names):
+            left_s = max(_STEP_S if name == _JOB else 0.0, until - self._clock.monotonic())
+            if not self._runtime.remove_job(name, left_s):
+                stuck.append(name)
         if self._open_ledger and _JOB not in stuck:
             self._open_ledger = False
             with suppress(StorageError):
@@ -297,11 +238,11 @@ class FilesToS3:
 
     def _note_all(self) -> None:
         """Apply what came of the last uploads."""
-        while self._outcomes or self._cleaned or self._noting:
+        while self._outcomes or self._cleaner.unnoted or self._noting:
             with self._ledger.step():
                 finished = self._apply_outcomes()
             self._after_commit(finished)
-            self._clean_up()
+            self._cleaner.clean()
 
     # -- what people see --------------------------------------------------------------------------
 
@@ -335,7 +276,8 @@ class FilesToS3:
         open_ = self._ledger.open_count() + waiting
         errors = [f"{root}: {why}" for root, why in finder.errors.items()]
         errors += [e for e in (finder.held_back, self._steps.error, self._fault) if e]
-        idle = finder.idle and not (open_ or self._busy or self._outcomes or self._cleaned)
+        idle = finder.idle and not (open_ or self._busy or self._outcomes or self._cleaner.unnoted)
+        now, stalled_at = self._clock.monotonic(), self._stalled_at
         self._progress = Progress(
             files={state.name.lower(): count for state, count in counts.items()},
             open=open_,
@@ -353,11 +295,12 @@ class FilesToS3:
             scans=finder.scans,
             commits=self._ledger.commits,
             watcher=finder.watcher.name,
+            stalled_s=0.0 if stalled_at is None else now - stalled_at,
             idle=idle,
             errors=errors,
             problems=[(text_of(path), reason) for path, reason in tally.problems],
         )
-        self._counted_at = self._clock.monotonic()
+        self._counted_at = now
 
     # -- the job that owns files and ledger -------------------------------------------------------
 
@@ -375,7 +318,7 @@ class FilesToS3:
                 finished = self._apply_outcomes()
                 self._did = False if self._stopping else self.finder.work()
                 if not self._stopping:
-                    self._claim(tasks)
+                    self._chooser.claim(tasks)
         except BaseException as exc:
             self.finder.failed()
             self._fault = str(exc)
@@ -384,7 +327,7 @@ class FilesToS3:
         self._fault = ""
         self._after_commit(finished)
         self._hand_out(tasks)
-        self._clean_up()
+        self._cleaner.clean()
         self._did = self._did or bool(tasks)
         quiet = not (self._did or self._busy)
         if quiet or self._clock.monotonic() - self._counted_at > 0.5:
@@ -392,114 +335,40 @@ class FilesToS3:
         return 0.0
 
     def _wait_s(self) -> float:
-        if self._did or self._outcomes or self._cleaned:
+        if self._did or self._outcomes or self._cleaner.unnoted:
             return 0.0
         wait_s = min(_WAIT_S_MAX, self.finder.wait_s())
-        due_ms = self._ledger.next_due_ms(
-            [State.STABLE, State.UPLOADING, State.UPLOADED, State.GONE, State.PARKED]
-        )
-        if due_ms is not None and len(self._busy) < self._room:
-            due_s = (due_ms - self._clock.now_ms()) / 1000
+        due_s = self._chooser.due_in_s()
+        if due_s is not None and len(self._busy) < self._chooser.room:
             wait_s = min(wait_s, due_s if due_s > 0 or not self._busy else 0.02)
         return max(0.0, wait_s)
 
-    @property
-    def _room(self) -> int:
-        return max(8, 4 * self.settings.concurrency)
-
     def _apply_outcomes(self) -> list[tuple[Outcome, Row | None]]:
-        while self._outcomes and len(self._noting) < 4 * _CLAIM_MAX:
+        while self._outcomes and len(self._noting) < _NOTED_MAX:
             self._noting.append(self._outcomes.popleft())
         applied = [(outcome, self._steps.apply(outcome)) for outcome in self._noting]
-        settings = self.settings
-        for row, removal in self._cleaned:
-            now = self._ledger.row(row.root, row.path)
-            if now is None or now.state != State.VERIFIED:
-                continue
-            if removal in (Removal.DONE, Removal.ABSENT):
-                now = self._steps.removed(now)
-            elif removal is Removal.CHANGED:
-                now = self._steps.not_removed(now)
-            elif removal is Removal.WRITTEN:
-                now = self._steps.remove_later(now, max(0.5, settings.find.settle_s))
-            else:
-                now = self._steps.remove_later(now, settings.parked_s)
-            self._ledger.put([now])
+        self._cleaner.note()
         return applied
 
     def _after_commit(self, applied: list[tuple[Outcome, Row | None]]) -> None:
         """Let go of files whose task has ended, now that it is noted."""
-        for cleaned, _ in self._cleaned:
-            self._busy.discard((cleaned.root, cleaned.path))
-        self._cleaned.clear()
+        self._cleaner.noted(self._busy.discard)
         self._noting.clear()
         for outcome, row in applied:
-            key = (outcome.task.row.root, outcome.task.row.path)
+            before = outcome.task.row
+            key = (before.root, before.path)
             if outcome.result is Result.PART:
                 continue
             self._busy.discard(key)
-            self._resumed.discard(key)
+            self._chooser.resumed.discard(key)
+            left = None if row is None else row.upload_id
+            if before.upload_id is not None and before.upload_id != left:
+                self._orphans.ended(before.upload_id)
             if row is not None and self._steps.cleans(row):
                 self._busy.add(key)
-                self._cleanup.append(row)
+                self._cleaner.add(row)
 
     # -- handing out ------------------------------------------------------------------------------
-
-    def _claim(self, tasks: list[Task]) -> None:
-        """Choose what is done next; the rows say so when this step is committed."""
-        room = min(_CLAIM_MAX, self._room - len(self._busy))
-        now_ms = self._clock.now_ms()
-        for state in (State.UPLOADED, State.GONE, State.UPLOADING, State.STABLE, State.PARKED):
-            if room - len(tasks) <= 0:
-                break
-            for row in self._ledger.due(state, now_ms, room - len(tasks) + len(self._busy)):
-                if len(tasks) >= room:
-                    break
-                if (row.root, row.path) in self._busy:
-                    continue
-                task = self._task(row)
-                if task is not None:
-                    tasks.append(task)
-                    self._busy.add((row.root, row.path))
-
-    def _task(self, row: Row) -> Task | None:
-        key = (row.root, row.path)
-        try:
-            root = self.finder.root(row.root)
-        except KeyError:  # a directory that is not watched any more
-            self._ledger.put([row._replace(due_ms=self._clock.now_ms() + 3_600_000)])
-            return None
-        if row.state == State.UPLOADED:
-            return Task(Work.VERIFY, root, row)
-        if row.state == State.GONE:
-            return Task(Work.DELETE, root, row)
-        if row.state != State.UPLOADING:
-            named = self._named(root, row)
-            if named is None:
-                return None
-            row = named._replace(state=State.UPLOADING)
-            self._ledger.put([row])
-            self._ledger.mark("ledger.uploading")
-        parts = self._ledger.parts(*key) if row.upload_id is not None else {}
-        return Task(Work.UPLOAD, root, row, key in self._resumed or row.attempts > 0, parts)
-
-    def _named(self, root: Root, row: Row) -> Row | None:
-        """Return the row with the key of its object, or park it."""
-        if row.key is not None and (row.etag is not None or row.upload_id is not None):
-            return row
-        try:
-            key = self._template.key(
-                text_of(row.path), root=text_of(root.name), time_ms=row.mtime_ns // 1_000_000
-            )
-        except StoreRejected as exc:
-            self._ledger.put([self._steps.park(row, exc.hint)])
-            return None
-        owner = self._ledger.key_owner(key, row)
-        if owner is not None:
-            reason = f"{text_of(owner)!r} has the same key {key!r}"
-            self._ledger.put([self._steps.park(row, reason)])
-            return None
-        return row._replace(key=key)
 
     def _hand_out(self, tasks: list[Task]) -> None:
         self._tasks.extend(tasks)
@@ -520,55 +389,36 @@ class FilesToS3:
 
     def _put_outcome(self, outcome: Outcome) -> None:
         if outcome.result is Result.BEGUN and outcome.upload_id is not None:
-            self._upload_ids.add(outcome.upload_id)
+            self._orphans.begun(outcome.upload_id)
+        if outcome.result not in _TROUBLE:
+            self._stalled_at = None
+        elif self._stalled_at is None:
+            self._stalled_at = self._clock.monotonic()
         self._outcomes.append(outcome)
         self._waker.wake()
 
     def _step_orphans(self) -> float:
-        """Abort uploads in parts below our prefix that nobody goes on with."""
-        if self._client is None or math.isinf(self.settings.orphan_age_s):
+        if self._client is None or self._stopping:
             return math.inf
-        before_ms = self._clock.now_ms() - self.settings.orphan_age_s * 1000
-        client, bucket = self._client, self.address.bucket
-        with suppress(StorageError, ConfigError):
-            for upload in list(client.list_uploads(bucket, self._template.prefix)):
-                ours = upload.upload_id in self._upload_ids
-                if upload.started_ms < before_ms and not ours and not self._stopping:
-                    client.abort_multipart(bucket, upload.key, upload.upload_id)
-                    _log.info("orphan_aborted", key=upload.key)
-        return 3600.0
+        return self._orphans.step(
+            self._client,
+            self.address.bucket,
+            self._template.prefix,
+            foreign_age_s=self.settings.orphan_age_s if self.settings.abort_foreign else math.inf,
+            stopping=lambda: self._stopping,
+        )
 
-    # -- cleaning up ------------------------------------------------------------------------------
+    # -- asking ----------------------------------------------------------------------------------
 
-    def _clean_up(self) -> None:
-        """Remove local files whose verification is committed."""
-        while self._cleanup:
-            row = self._cleanup.popleft()
-            if failpoints.armed:
-                failpoints.hit("cleanup.before")
-            try:
-                removal = self._clean(row)
-            except OSError as exc:
-                self._steps.tally.problem(row.path, f"not removed: {exc}")
-                _log.limited("not_removed", path=text_of(row.path), error=exc)
-                removal = Removal.REFUSED
-            if failpoints.armed:
-                failpoints.hit("cleanup.after")
-            self._cleaned.append((row, removal))
+    def look_now(self) -> None:
+        """Look at every directory as soon as possible. Any thread; does not wait."""
+        self.finder.rescan("asked for")
+        self._waker.wake()
 
-    def _clean(self, row: Row) -> Removal:
-        taken, settings = row.taken, self.settings
-        if taken is None or not self.finder.alive(row.root):
-            return Removal.CHANGED
-        root = self.finder.root(row.root)
-        if settings.move_to is None:
-            return remove_file(root, row.path, taken, prune=settings.prune)
-        target = settings.move_to
-        if "{root}" in self._template.template:
-            target = target / os.fsdecode(root.name)
-        return move_file(root, row.path, taken, target, prune=settings.prune)
-
-    # -- trying ----------------------------------------------------------------------------------
+    def accept_deletions(self) -> None:
+        """Let through what `FindPolicy.max_delete` held back. Any thread."""
+        self.finder.accept_deletions()
+        self._waker.wake()
 
     def plan(self) -> Iterator[Planned]:
         """Yield what a run would do now; changes nothing, here or there.
@@ -579,36 +429,10 @@ class FilesToS3:
         Raises:
             ConfigError: The ledger is of another target, or is in use.
         """
-        self._open(UploadLedger(None, copy_of=self._path), watch=False)
-        ledger, finder = self._ledger, self.finder
+        ledger = UploadLedger(None, copy_of=self._path)
+        self._open(ledger, watch=False)
         try:
-            while True:
-                with ledger.step():
-                    finder.work()
-                if finder.idle:
-                    break
-            for number, path in [(ledger.root(path).number, path) for path in self._roots]:
-                after: bytes | None = None
-                while rows := ledger.page(number, after, 500):
-                    after = rows[-1].path
-                    for row in rows:
-                        yield from self._planned(Root(number, path), row)
+            roots = [ledger.root(path) for path in self._roots]
+            yield from plan(ledger, self.finder, self._chooser, roots)
         finally:
             ledger.close()
-
-    def _planned(self, root: Root, row: Row) -> Iterator[Planned]:
-        path = os.fsdecode(root.path) + "/" + text_of(row.path)
-        if row.state == State.GONE:
-            yield Planned("delete", path, row.key or "", 0)
-        elif row.state in (State.SEEN, State.STABLE, State.UPLOADING, State.PARKED):
-            with self._ledger.step():
-                named = self._named(root, row)
-            if named is None:
-                parked = self._ledger.row(row.root, row.path)
-                reason = "" if parked is None else parked.reason
-                yield Planned("park", path, "", row.size, reason)
-            else:
-                if named.key is not None and row.key is None:
-                    with self._ledger.step():
-                        self._ledger.put([named])
-                yield Planned("upload", path, named.key or "", row.size)

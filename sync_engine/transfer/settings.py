@@ -67,8 +67,10 @@ class TransferSettings:
         retry: Pauses after failed uploads; after `attempts_max` of them (0: never) a file is
             parked.
         parked_s: Seconds after which a parked file is tried again (above 0).
-        orphan_age_s: Uploads in parts below the prefix that nobody knows are aborted at this age;
-            infinity leaves them.
+        abort_foreign: Whether uploads in parts below the prefix that another writer began are
+            aborted once they are old. Those that this ledger began, and that no file needs any
+            more, are aborted in any case.
+        orphan_age_s: How old they must be for that, in seconds (0 or more).
 
     Raises:
         ConfigError: A value is out of range, or two do not go together.
@@ -91,6 +93,7 @@ class TransferSettings:
     verify: str = "head"
     retry: RetryConfig = _RETRY
     parked_s: float = 900.0
+    abort_foreign: bool = False
     orphan_age_s: float = 86_400.0
 
     def __post_init__(self) -> None:

@@ -84,6 +84,9 @@ class Steps:
 
     def _begun(self, row: Row, outcome: Outcome) -> Row:
         self._ledger.drop_parts(row.root, row.path)
+        if outcome.upload_id is not None:
+            now_ms = self._clock.now_ms()
+            self._ledger.begun(outcome.upload_id, row.key or outcome.key, outcome.key, now_ms)
         self._ledger.mark("ledger.begun")
         return self._with_taken(row, outcome)._replace(
             upload_id=outcome.upload_id, due_ms=self._clock.now_ms()

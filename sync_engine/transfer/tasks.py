@@ -32,6 +32,8 @@ class Task:
         row: The file as the ledger knows it; its key is set.
         resumed: Whether an earlier attempt may have had an effect that nobody noted.
         parts: Parts that the server took, by number.
+        since_ms: When an upload in parts was about to begin that was never heard of again, in Unix
+            milliseconds; None where none was.
     """
 
     work: Work
@@ -39,6 +41,7 @@ class Task:
     row: Row
     resumed: bool = False
     parts: Mapping[int, Part] = field(default_factory=dict)
+    since_ms: int | None = None
 
 
 class Result(enum.Enum):

@@ -22,6 +22,7 @@ from sync_engine.s3 import Part, PreconditionFailed, S3Client, S3Info
 from sync_engine.sinks.s3_upload.digests import Digests, holds, multipart_etag, read_back
 from sync_engine.sources.file_watch.beneath import Fingerprint, fingerprint, open_beneath
 from sync_engine.telemetry import get_logger
+from sync_engine.transfer.orphans import SKEW_MS
 from sync_engine.transfer.settings import Overwrite, TransferSettings
 from sync_engine.transfer.tasks import Outcome, Result, Task, Work
 
@@ -214,8 +215,8 @@ class Uploader:
         key, present, _ = next(self._places(task, digests))
         if present is not None and holds(present, digests):
             return self._uploaded(task, present, digests)
-        if task.resumed:
-            self._abort_unknown(key)
+        if task.since_ms is not None:
+            self._abort_unknown(key, task.since_ms)
         upload_id = self._s3.create_multipart(
             self._bucket,
             key,
@@ -230,11 +231,11 @@ class Uploader:
             task, Result.BEGUN, key=key, digests=digests, taken=row.seen, upload_id=upload_id
         )
 
-    def _abort_unknown(self, key: str) -> None:
+    def _abort_unknown(self, key: str, since_ms: int) -> None:
         """Abort what was begun for a key by a life that died before it could note the id."""
         with suppress(StoreRejected):  # servers exist that cannot list uploads
             for upload in list(self._s3.list_uploads(self._bucket, key)):
-                if upload.key == key:
+                if upload.key == key and upload.started_ms >= since_ms - SKEW_MS:
                     self._s3.abort_multipart(self._bucket, key, upload.upload_id)
 
     def _go_on(self, task: Task, handle: int, upload_id: str) -> Outcome:

@@ -15,6 +15,7 @@ import pytest
 
 from sync_engine.cli import main, make_parser
 from sync_engine.config import SyncEngineConfig
+from sync_engine.pipeline import load
 from tests.docs.pages import PAGES, blocks, name_of, script
 
 # Runs a page, and then its tests as pytest would: whoever copies them gets what the page promises.
@@ -80,11 +81,16 @@ def test_there_are_pages_of_both_kinds() -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page, "toml"))], ids=name_of)
 def test_the_toml_of_a_page_is_taken(page: Path, tmp_path: Path) -> None:
+    """As a pipeline where it has sources, sinks or peers, else as settings of an engine."""
     for block in blocks(page, "toml"):
-        tomllib.loads(block.text)
+        tables = tomllib.loads(block.text)
         path = tmp_path / "settings.toml"
         path.write_text(block.text, "utf-8")
-        SyncEngineConfig.from_toml(path)
+        if tables.keys() & {"source", "sink", "peer"}:
+            variables = set(re.findall(r"\$\{(\w+)\}", block.text))
+            load(path, env=dict.fromkeys(variables, "value"))
+        else:
+            SyncEngineConfig.from_toml(path)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page, "bash"))], ids=name_of)

@@ -267,11 +267,18 @@ class Capture:
                 return kept[number] if place is None else os.pread(file, size, place)
 
             if (len(kept) + len(newest)) * size > 2 * self._settings.part_bytes:
+                if not self._continuous:
+                    raise PositionLost("too much was written while nobody watched")
                 numbers = np.array(sorted(kept.keys() | newest.keys()), np.uint32)
                 self._emit(numbers, read, Pending({}, pages, end, pending.begun_ms, pending.start))
                 self._pending = None
             else:
                 kept |= {number: os.pread(file, size, place) for number, place in newest.items()}
+                header = self.database.header()
+                if header is None or header.salts != end.salts:
+                    # Possible only before the first hand-over: afterwards, unread frames keep the
+                    # log from restarting.
+                    raise PositionLost("the log was restarted while it was read")
                 self._pending = Pending(kept, pages, end, pending.begun_ms, pending.start)
         finally:
             os.close(file)

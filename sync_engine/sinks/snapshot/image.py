@@ -76,10 +76,18 @@ class Image:
         database: Where the file is.
         pages: Size in pages.
         newest: Page to its place in the log, where it is in the log.
+        salts: Of that log.
     """
 
-    def __init__(self, database: Database, pages: int, newest: dict[int, int]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        pages: int,
+        newest: dict[int, int],
+        salts: tuple[int, int] = (0, 0),
+    ) -> None:
         self._database = database
+        self._salts = salts
         self._newest = newest
         self._log = database.open_log() if newest else -1
         self.page_size = database.page_size
@@ -93,23 +101,45 @@ class Image:
             PositionLost: It is not there.
         """
         place = self._newest.get(number)
+        page = b""
         if place is not None:
             page = os.pread(self._log, self.page_size, place)
-        else:
+            if self._restarted():
+                place = None
+        if place is None:
             page = self._database.read((number - 1) * self.page_size, self.page_size)
         if len(page) != self.page_size:
             raise PositionLost(f"page {number} is nowhere")
         return page
 
+    def _restarted(self) -> bool:
+        """Tell whether the log was begun anew since; if so, look into it no more.
+
+        A pin on an empty or wholly copied log does not keep writers from restarting it. All of the
+        old log is in the file then, and nothing of the new one gets there under the pin. The header
+        is written before the first frame, so one that is unchanged after a read proves the read.
+        """
+        header = self._database.header()
+        if header is not None and header.salts == self._salts:
+            return False
+        self._newest = {}
+        return True
+
     def run(self, first: int, count: int) -> memoryview:
         """Return neighbouring pages; the lock page is zeros."""
+        while True:
+            data = self._run(first, count)
+            if not self._newest or not self._restarted():
+                return data
+
+    def _run(self, first: int, count: int) -> memoryview:
         size = self.page_size
         data = bytearray(self._database.read((first - 1) * size, count * size))
         on_file = len(data) // size
         data.extend(bytes(count * size - len(data)))
         for number in self._overlaid(first, count):
             at = (number - first) * size
-            data[at : at + size] = self.page(number)
+            data[at : at + size] = os.pread(self._log, size, self._newest[number])
         for number in range(first + on_file, first + count):
             if number not in self._newest and number != self.lock_page:
                 raise PositionLost(f"page {number} is nowhere")
@@ -163,7 +193,7 @@ def image_at(
     newest, _, _, end = newest_pages(database, header, checksums, start, position.offset)
     if end.seed != position.seed:
         raise PositionLost("the log is another one")
-    return Image(database, pages, newest)
+    return Image(database, pages, newest, header.salts)
 
 
 def whole_image(database: Database, checksums: FrameChecksums) -> tuple[Image, WalPosition]:
@@ -185,7 +215,7 @@ def whole_image(database: Database, checksums: FrameChecksums) -> tuple[Image, W
             newest, pages, _, position = newest_pages(database, header, checksums, start, end)
         except PositionLost:
             continue
-        return Image(database, pages, newest), position
+        return Image(database, pages, newest, header.salts), position
     raise PositionLost("the log does not hold still")
 
 

@@ -29,6 +29,7 @@ __all__ = ["SnapshotSupervisor", "from_settings"]
 
 _log = get_logger("sinks.snapshot.supervisor")
 _EXIT_NOTHING = 1
+_LOGS = "*.log.db"  # of engines: what they have delivered is dropped from them
 _LOOK_S = 0.5
 _STOP_S = 15.0
 _STEADY_S = 60.0
@@ -132,7 +133,8 @@ class SnapshotSupervisor:
             Whether it was restored.
 
         Raises:
-            ConfigError: The target or its credentials cannot be used.
+            ConfigError: The target or its credentials cannot be used; or the engine's log is still
+                there, which may believe more to be archived than the replica holds.
             StoreUnavailable: There may be a replica that cannot be reached now: starting without it
                 would begin another history.
 
@@ -142,9 +144,21 @@ class SnapshotSupervisor:
             return False
         self._database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         words = ["restore", self._target, str(self._database), "-q"]
+        logs = sorted(self._database.parent.glob(_LOGS))
         done = subprocess.run(  # noqa: S603 - our own program
-            self._command(words), env=self._child_environment(), capture_output=True, check=False
+            self._command([*words, "--dry-run"] if logs else words),
+            env=self._child_environment(),
+            capture_output=True,
+            check=False,
         )
+        if done.returncode == 0 and logs:
+            raise ConfigError(
+                f"{self.name}: {self._database} is missing and its replica may be older than "
+                f"{logs[0]}, which no longer holds what was archived since: move "
+                f"{self._database.parent} away to go on from the replica, or run "
+                f"`sync-engine restore {redact(self._target)} {self._database}` to keep what that "
+                "log has not delivered yet"
+            )
         if done.returncode == 0:
             _log.warning("archive_restored", database=self._database)
             return True

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from sync_engine.sinks.sql_table import schema
+from sync_engine.sinks.sql_table.bulk import Bulk
 from sync_engine.sinks.sql_table.target import Target
 
 __all__ = ["COPYING", "FRESH", "TORN", "Ledger", "Offsets", "Standing"]
@@ -25,12 +26,15 @@ class Standing:
     Attributes:
         log_uuid: The log.
         position: Its last position here.
-        age_s: Seconds since its last change here was submitted.
+        age_s: Seconds since its last change here was submitted; None before the first one.
+        waiting: Rows and deletions, of all logs, that wait for a row they refer to, or that refers
+            to them.
     """
 
     log_uuid: str
     position: int
-    age_s: float
+    age_s: float | None
+    waiting: int = 0
 
 
 class Offsets:
@@ -89,7 +93,9 @@ class Ledger:
         self._target = target
         generated = target.dialect in schema.KINDS
         self._upsert = (
-            schema.upsert_text(table, target.engine, clock="version") if generated else ""
+            Bulk(schema.upsert_text(table, target.engine, clock="version"), 5)
+            if generated
+            else None
         )
         self.empty = False
 
@@ -125,7 +131,7 @@ class Ledger:
         if not rows:
             return
         self.empty = False
-        if self._upsert:
+        if self._upsert is not None:
             order = [column.name for column in self._table.columns]
             assert order == ["sink", "tbl", "id", "version", "gone"]  # noqa: S101 - of the text
             self._target.run(connection, self._upsert, rows)

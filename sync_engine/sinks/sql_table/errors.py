@@ -7,7 +7,7 @@ import sqlite3
 
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-__all__ = ["Verdict", "classify"]
+__all__ = ["Verdict", "about_references", "classify"]
 
 
 class Verdict(enum.Enum):
@@ -58,6 +58,16 @@ def classify(error: BaseException) -> Verdict:
     if isinstance(code, int) and not isinstance(orig, OSError):
         return _mysql(code)
     return Verdict.REJECTED if isinstance(error, IntegrityError) else Verdict.PASSING
+
+
+def about_references(error: BaseException) -> bool:
+    """Tell whether a row was refused for what it refers to, or for what refers to it."""
+    orig = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    if isinstance(orig, sqlite3.Error):
+        return "FOREIGN KEY" in str(orig)
+    if type(orig).__module__.startswith("psycopg"):
+        return getattr(orig, "sqlstate", None) == "23503"
+    return bool(orig.args) and orig.args[0] in (1216, 1217, 1451, 1452)
 
 
 def _sqlite(error: sqlite3.Error) -> Verdict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -11,7 +12,8 @@ from sqlalchemy.engine import Engine
 
 from sync_engine.core.item import Change
 from sync_engine.sinks.sql_table import schema
-from sync_engine.sinks.sql_table.tables import Table
+from sync_engine.sinks.sql_table.bulk import Bulk
+from sync_engine.sinks.sql_table.tables import VERSION_COLUMN, Table
 from sync_engine.sinks.sql_table.values import (
     BadRow,
     KeyTemplate,
@@ -22,6 +24,8 @@ from sync_engine.sinks.sql_table.values import (
 
 __all__ = ["Rows"]
 
+_decode = msgspec.json.Decoder().decode
+
 
 class Rows:
     """Makes rows of one table, and the statements that write them.
@@ -30,14 +34,41 @@ class Rows:
         declared: The table.
         metadata: Where its tables are gathered.
         engine: Of the target.
+        referenced: Columns of it that other tables refer to; None where that is not known.
+
+    Attributes:
+        release: Lets go of unique values of rows that are about to change, so that they may be
+            swapped; None where there is nothing to let go of.
     """
 
-    def __init__(self, declared: Table, metadata: sa.MetaData, engine: Engine) -> None:
+    def __init__(
+        self,
+        declared: Table,
+        metadata: sa.MetaData,
+        engine: Engine,
+        *,
+        referenced: frozenset[str] | None = frozenset(),
+    ) -> None:
         self.declared = declared
         self.table = schema.made_table(declared, metadata, engine)
-        self.upsert = schema.upsert_text(self.table, engine)
-        self.delete = schema.delete_text(self.table, engine)
-        self.delete_exact = schema.delete_text(self.table, engine, op="=")
+        keyed = len(declared.key_columns) + 1
+        width = len(self.table.columns)
+
+        def by_key(verb: str, op: str) -> Bulk:
+            return Bulk(schema.keyed_text(verb, self.table, engine, op), keyed)
+
+        self.upsert = Bulk(schema.upsert_text(self.table, engine), width)
+        self.delete = by_key("DELETE FROM {t}", "<=")
+        self.delete_exact = by_key("DELETE FROM {t}", "=")
+        quote = engine.dialect.identifier_preparer.quote
+        # Names are checked where tables are declared, and quoted here.
+        self.age = by_key(f"UPDATE {{t}} SET {quote(VERSION_COLUMN)} = -1", "=")  # noqa: S608
+        release = self._released(declared, referenced)
+        self.release: Bulk | None = None
+        if release is not None:
+            freed = ", ".join(f"{quote(name)} = NULL" for name in release)
+            verb = f"UPDATE {{t}} SET {freed}" if freed else "DELETE FROM {t}"  # noqa: S608
+            self.release = by_key(verb, "<")
         self.kinds = [column.kind for column in declared.columns]
         self._template = KeyTemplate(declared.key) if declared.key else None
         names = declared.fields
@@ -45,16 +76,35 @@ class Rows:
         self._cells = [
             (
                 extractor(column.source, names),
+                schema.exact_type(column.kind),
                 converter(column.kind, column.name),
                 schema.adapt(column.kind, dialect, column.name),
             )
             for column in declared.columns
         ]
         self.key_places = [declared.columns.index(column) for column in declared.key_columns]
-        self._integer_key = any(self.kinds[place] == "integer" for place in self.key_places)
+        self._integer_keys = [place for place in self.key_places if self.kinds[place] == "integer"]
+        self.sorting = itemgetter(*self.key_places)
         self._reads_json = any(
             column.source.partition(".")[0] == "json" for column in declared.columns
         )
+
+    @staticmethod
+    def _released(declared: Table, referenced: frozenset[str] | None) -> list[str] | None:
+        """Return the columns to empty before rows change; none at all: take the rows out."""
+        if not declared.unique:
+            return None
+        keys = set(declared.key_columns)
+        free = {
+            column.name
+            for column in declared.columns
+            if column.null and column not in keys and column.name not in (referenced or ())
+        }
+        chosen = [next((name for name in group if name in free), None) for group in declared.unique]
+        if None not in chosen:
+            return sorted({name for name in chosen if name})
+        # A row that others refer to cannot be taken out.
+        return [] if referenced is not None and not referenced else None
 
     def key(self, id: str) -> tuple[Any, ...]:
         """Return the values of the primary key of an id.
@@ -64,15 +114,16 @@ class Rows:
         """
         fields = self._template.parse(id) if self._template else {}
         change = Change(id, 0, None)
-        key = []
-        for place in self.key_places:
-            extract, convert, _ = self._cells[place]
-            value = extract(change, fields, None)
-            made = convert(value)
-            if self.kinds[place] == "integer" and str(made) != value:
-                raise BadRow(f"{value!r} in the id is not how the integer {made} is written")
-            key.append(made)
-        return tuple(key)
+        return tuple(
+            self._key_cell(place, self._cells[place][0](change, fields, None))
+            for place in self.key_places
+        )
+
+    def _key_cell(self, place: int, value: Any) -> Any:
+        made = self._cells[place][2](value)
+        if self.kinds[place] == "integer" and str(made) != value:
+            raise BadRow(f"{value!r} in the id is not how the integer {made} is written")
+        return made
 
     def row(self, change: Change) -> tuple[Any, ...]:
         """Return the row of a put, its version last.
@@ -83,21 +134,22 @@ class Rows:
         fields: Mapping[str, str] = self._template.parse(change.id) if self._template else {}
         document = self._document(change) if self._reads_json else None
         made: list[Any] = []
-        for extract, convert, adapt in self._cells:
+        for extract, exact, convert, adapt in self._cells:
             value = extract(change, fields, document)
-            if value is not None:
+            if value.__class__ is not exact and value is not None:
                 value = convert(value)
                 if adapt is not None:
                     value = adapt(value)
             made.append(value)
-        if self._integer_key:
-            self.key(change.id)
+        for place in self._integer_keys:
+            if str(made[place]) != self._cells[place][0](change, fields, document):
+                self._key_cell(place, self._cells[place][0](change, fields, document))
         made.append(change.version)
         return tuple(made)
 
     def _document(self, change: Change) -> Any:
         try:
-            return msgspec.json.decode(change.content or b"")
+            return _decode(change.content or b"")
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             raise BadRow("the content is not JSON") from exc
 

@@ -14,14 +14,26 @@ from sync_engine.errors import ConfigError
 from sync_engine.sinks.sql_table.tables import VERSION_COLUMN, Column, Table
 from sync_engine.sinks.sql_table.values import BadRow
 
-__all__ = ["KINDS", "Books", "adapt", "check_columns", "delete_text", "made_table", "upsert_text"]
+__all__ = [
+    "KINDS",
+    "Books",
+    "adapt",
+    "check_columns",
+    "exact_type",
+    "keyed_text",
+    "made_table",
+    "upsert_text",
+]
 
 KINDS = ("sqlite", "mysql", "mariadb", "postgresql")
 """Dialects whose SQL can be generated."""
 _FAMILIES: dict[str, tuple[type[Any], ...]] = {
     "text": (sa.String,),
     "json": (sa.String,),
-    "bytes": (sa.LargeBinary, sa.BINARY, sa.VARBINARY),
+    "bytes": (
+        *(sa.LargeBinary, sa.BINARY, sa.VARBINARY),
+        *(mysql.TINYBLOB, mysql.MEDIUMBLOB, mysql.LONGBLOB),
+    ),
     "integer": (sa.Integer,),
     "float": (sa.Float, sa.REAL, sa.Numeric),
     "decimal": (sa.Numeric, sa.String),
@@ -32,7 +44,7 @@ _MYSQL_DIGITS = 20
 
 
 class Books:
-    """The sink's own tables in the target: where each log stands, and what must not come back."""
+    """The sink's own tables in the target: positions, what must not come back, what has to wait."""
 
     def __init__(self, metadata: sa.MetaData) -> None:
         raw = sa.LargeBinary().with_variant(mysql.VARBINARY(512), "mysql", "mariadb")
@@ -54,6 +66,21 @@ class Books:
             sa.Column("id", raw, primary_key=True),
             sa.Column("version", sa.BigInteger, nullable=False),
             sa.Column("gone", sa.SmallInteger, nullable=False),
+            mysql_engine="InnoDB",
+        )
+        self.waiting = sa.Table(
+            "sync_engine_waiting",
+            metadata,
+            sa.Column("sink", name, primary_key=True),
+            sa.Column("tbl", name, primary_key=True),
+            sa.Column("id", raw, primary_key=True),
+            sa.Column("version", sa.BigInteger, nullable=False),
+            sa.Column("gone", sa.SmallInteger, nullable=False),
+            sa.Column(
+                "record",
+                sa.LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb"),
+                nullable=False,
+            ),
             mysql_engine="InnoDB",
         )
 
@@ -161,6 +188,11 @@ def adapt(kind: str, dialect: str, name: str) -> Any:
     return None
 
 
+def exact_type(kind: str) -> type | None:
+    """Return the type whose values fit a column as they are."""
+    return {"text": str, "bytes": bytes, "integer": int, "float": float, "boolean": bool}.get(kind)
+
+
 def _fits(value: Decimal, name: str) -> Decimal:
     exponent = value.normalize().as_tuple().exponent
     if isinstance(exponent, int) and -exponent > _MYSQL_DIGITS:
@@ -179,7 +211,13 @@ def upsert_text(table: sa.Table, engine: Engine, *, clock: str = VERSION_COLUMN)
         newer = version < new[clock]
         # Assignments run from left to right: the version, which all compare with, comes last.
         pairs = [(name, sa.func.if_(newer, new[name], table.c[name])) for name in others]
-        pairs.append((clock, sa.func.if_(newer, new[clock], version)))
+        kept: Any = sa.func.if_(newer, new[clock], version)
+        if len(table.indexes) or _unique(table):
+            # A row that collides by another unique value is somebody else's: no version is NULL,
+            # so the database refuses what would overwrite it.
+            same = sa.and_(*[table.c[name] == new[name] for name in keys])
+            kept = sa.func.if_(same, kept, sa.null())
+        pairs.append((clock, kept))
         statement: Any = inserted.on_duplicate_key_update(pairs)
         text = str(statement.compile(dialect=engine.dialect)).replace("if_(", "if(")
         return " ".join(text.split())
@@ -193,10 +231,17 @@ def upsert_text(table: sa.Table, engine: Engine, *, clock: str = VERSION_COLUMN)
     return str(statement.compile(dialect=engine.dialect))
 
 
-def delete_text(
-    table: sa.Table, engine: Engine, *, clock: str = VERSION_COLUMN, op: str = "<="
-) -> str:
-    """Return the statement that deletes a row of a key, up to a version."""
+def _unique(table: sa.Table) -> bool:
+    return any(isinstance(one, sa.UniqueConstraint) for one in table.constraints)
+
+
+def keyed_text(verb: str, table: sa.Table, engine: Engine, op: str) -> str:
+    """Return ``VERB … WHERE key AND version OP``; parameters are the key's values, and a version.
+
+    The verb is ``DELETE FROM {t}`` or ``UPDATE {t} SET …``.
+    """
+    quote = engine.dialect.identifier_preparer.quote
     keys = [column == sa.bindparam(None, type_=column.type) for column in table.primary_key]
-    version = table.c[clock].op(op)(sa.bindparam(None, type_=sa.BigInteger()))
-    return str(sa.delete(table).where(*keys, version).compile(dialect=engine.dialect))
+    version = table.c[VERSION_COLUMN].op(op)(sa.bindparam(None, type_=sa.BigInteger()))
+    text = str(sa.delete(table).where(*keys, version).compile(dialect=engine.dialect))
+    return f"{verb.format(t=quote(table.name))} WHERE {text.partition(' WHERE ')[2]}"

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection
 
-from sync_engine.core.item import Change, SyncItem
-from sync_engine.errors import ConfigError, StoreRejected
+from sync_engine.core.item import Change
+from sync_engine.errors import ConfigError
 from sync_engine.ports import AdapterContext, Clock
 from sync_engine.sinks.sql_table import schema
 from sync_engine.sinks.sql_table.books import COPYING, FRESH, TORN, Ledger, Offsets, Standing
 from sync_engine.sinks.sql_table.rows import Rows
 from sync_engine.sinks.sql_table.tables import RawTable, Table, tables_from
 from sync_engine.sinks.sql_table.target import Target
-from sync_engine.sinks.sql_table.values import BadRow
 from sync_engine.sinks.sql_table.verify import Auditor, Items, Lookup, Verification
+from sync_engine.sinks.sql_table.waiting import Waiting
+from sync_engine.sinks.sql_table.writing import Writer
 from sync_engine.telemetry import get_logger
 
 __all__ = ["SqlTableSink", "from_settings"]
@@ -35,10 +36,9 @@ class SqlTableSink:
     larger version only, and a deletion is remembered for `tombstone_s`, so a late copy of an older
     value neither overwrites a row nor brings it back.
 
-    Where tables have nothing beside their key to collide on, the newest change of an id is written,
-    all puts of a table in one statement. Where they refer to each other, changes are written in the
-    order they come; where columns beside the key are unique, rows of a batch are taken out before
-    they are put in, so that they may swap such values.
+    Rows of a batch may swap unique values, and come before or after the rows they refer to; see
+    `writing.Writer`. During the copy, which goes by id, a row whose parent is not there yet waits
+    in a table of the sink's own.
 
     Owned by one job. Blocking: every method but `close` asks the database.
 
@@ -92,15 +92,16 @@ class SqlTableSink:
             )
         self._metadata = sa.MetaData()
         books = schema.Books(self._metadata)
-        self._book_tables = [books.offsets, books.ledger]
+        self._book_tables = [books.offsets, books.ledger, books.waiting]
         self._offsets = Offsets(name, books.offsets)
         self._ledger = Ledger(name, books.ledger, self._target)
+        self._waiting = Waiting(name, books.waiting, self._target)
         self._declared = declared
         self._rows: dict[str, Rows] = {}
+        self._writer = Writer(self._target, self.tables, self._rows, self._ledger, self._waiting)
         self._attached = False
         self._batches = 0
-        self._ordered = any(table.ordered for table in tables)
-        self._related = any(isinstance(table, RawTable) or table.references for table in tables)
+        _check_references(name, self.tables)
 
     def __repr__(self) -> str:
         names = ", ".join(table.name for table in self.tables)
@@ -121,11 +122,9 @@ class SqlTableSink:
             present = set(sa.inspect(connection).get_table_names())
             self._metadata.create_all(connection, tables=self._book_tables)
             # The collation of a table depends on the server, so tables are made known here.
-            if not self._rows:
-                self._rows = {
-                    one.name: Rows(one, self._metadata, self._target.engine)
-                    for one in self._declared
-                }
+            for one in self._declared:
+                if one.name not in self._rows:
+                    self._rows[one.name] = self._make_rows(one)
         with self._target.transaction("attach") as connection:
             missing = [table.name for table in self.tables if table.name not in present]
             for one in self._declared:
@@ -134,9 +133,26 @@ class SqlTableSink:
             if missing:
                 self._forget(connection, missing)
             self._ledger.look(connection)
-        if missing:
+            self._waiting.count(connection)
+        if self._create:
             self._make(missing)
         self._attached = True
+
+    def _make_rows(self, one: Table) -> Rows:
+        told = [t.references or {} for t in self.tables if isinstance(t, Table)]
+        named = {target for references in told for target in references.values()}
+        referenced = frozenset(
+            column
+            for table, _, column in (name.rpartition(".") for name in named)
+            if table == one.name
+        )
+        raw = any(isinstance(table, RawTable) for table in self.tables)
+        return Rows(
+            one,
+            self._metadata,
+            self._target.engine,
+            referenced=None if raw and not referenced else referenced,
+        )
 
     def _forget(self, connection: Connection, missing: Sequence[str]) -> None:
         """Before tables are made, let the copy begin again: a crash in between repeats it."""
@@ -150,16 +166,28 @@ class SqlTableSink:
             self._offsets.put(connection, "", TORN)
         for name in missing:
             self._ledger.forget(connection, name)
+            self._waiting.forget(connection, name)
 
     def _make(self, missing: Sequence[str]) -> None:
+        """Make tables; a raw table's commands run every time, for they may make more than it."""
+        raw = [table for table in self.tables if isinstance(table, RawTable)]
+        if not missing and not raw:
+            return
         with self._target.transaction("create") as connection:
             made = [self._rows[name].table for name in missing if name in self._rows]
             self._metadata.create_all(connection, tables=made)
-            for table in self.tables:
-                if isinstance(table, RawTable) and table.name in missing:
-                    for command in table.create:
-                        connection.execute(sa.text(command))
-        _log.info("tables_made", sink=self.name, tables=list(missing))
+            for table in raw:
+                for command in table.create:
+                    connection.execute(sa.text(command))
+            present = sa.inspect(connection).get_table_names()
+            for table in raw:
+                if table.name not in present:
+                    raise ConfigError(
+                        f"sink {self.name!r}: the create commands of {table.name!r} make no table"
+                        " of that name, and its loss could not be seen: name it as the table"
+                    )
+        if missing:
+            _log.info("tables_made", sink=self.name, tables=list(missing))
 
     def _drifted(self) -> None:
         self._attached = False
@@ -175,7 +203,7 @@ class SqlTableSink:
             StoreUnavailable: No answer.
         """
         started = self._clock.monotonic()
-        with self._target.transaction("ping") as connection:
+        with self._target.transaction("ping", writes=False) as connection:
             connection.execute(sa.select(1))
         return self._clock.monotonic() - started
 
@@ -194,7 +222,7 @@ class SqlTableSink:
             ConfigError: A table differs; says what to do.
         """
         self._ready()
-        with self._target.transaction("position") as connection:
+        with self._target.transaction("position", writes=False) as connection:
             found = self._offsets.get(connection, log_uuid)
         return found[0] if found else None
 
@@ -209,10 +237,10 @@ class SqlTableSink:
             return
         self._ready()
         with self._target.transaction("apply") as connection:
-            state = self._offsets.get(connection, "")
-            if state is None or state[0] == FRESH:
-                self._offsets.put(connection, "", COPYING)
-            self._write(connection, changes)
+            state = self._offsets.get(connection, "") or (FRESH, 0)
+            version = max(state[1], max(change.version for change in changes))
+            self._offsets.put(connection, "", state[0] or COPYING, version)
+            self._writer.write(connection, changes, copying=True)
 
     def apply_at(self, changes: Sequence[Change], log_uuid: str, position: int) -> None:
         """Take the whole batch and the position that it ends at, or nothing.
@@ -220,125 +248,33 @@ class SqlTableSink:
         A position at or below the stored one changes nothing. Raises as `apply`.
         """
         self._ready()
+        if not changes and self._waiting.some and self.position(log_uuid) is None:
+            self._writer.settle()
         with self._target.transaction("apply") as connection:
             found = self._offsets.get(connection, log_uuid)
             if found is not None and position <= found[0]:
                 return
-            if found is None and self._copied(connection):
-                return
-            self._write(connection, changes)
-            version = max((change.version for change in changes), default=found[1] if found else 0)
+            if found is None:
+                state, copied_version = self._copied(connection)
+                if state == TORN:
+                    return
+                found = 0, copied_version
+            self._writer.write(connection, changes, copying=False)
+            if changes and self._waiting.some:
+                self._writer.settle_after(connection)
+            version = max((change.version for change in changes), default=found[1])
             self._offsets.put(connection, log_uuid, position, version)
             self._batches += 1
             if self._batches % _PURGE_EVERY == 0:
                 below = int(self._clock.now_ms() - self._tombstone_ms) << 20
                 self._ledger.purge(connection, below)
 
-    def _copied(self, connection: Connection) -> bool:
-        """Note that the copy is over; return whether a table was lost meanwhile: copy again."""
-        state = self._offsets.get(connection, "")
-        if state is None or state[0] == FRESH:
-            return False
-        self._offsets.put(connection, "", FRESH)
-        return state[0] == TORN
-
-    def _write(self, connection: Connection, changes: Sequence[Change]) -> None:
-        if not self._ordered:
-            for declared in self._declared:
-                self._write_newest(connection, declared, _of(declared, changes))
-            return
-        wins = {
-            table.name: self._winners(connection, table, _of(table, changes))
-            for table in self.tables
-        }
-        if self._related:
-            self._write_in_order(connection, changes, wins)
-        else:
-            for table in self.tables:
-                mine = [c for c in changes if c.id in wins[table.name]]
-                self._write_apart(connection, table, list(_newest(mine).values()))
-        for name, kept in wins.items():
-            marks = ((c.id, c.version, c.content is None) for c in kept.values())
-            self._ledger.note(connection, name, marks)
-
-    def _write_newest(
-        self, connection: Connection, table: Table, changes: Sequence[Change]
-    ) -> None:
-        if not changes:
-            return
-        rows = self._rows[table.name]
-        newest = _newest(changes)
-        known = self._ledger.versions(connection, table.name, newest.keys())
-        made, gone = [], []
-        for change in newest.values():
-            if change.content is None:
-                gone.append(change)
-            elif change.id not in known or known[change.id][0] < change.version:
-                made.append(_row(rows, change))
-        made.sort(key=lambda row: tuple(row[place] for place in rows.key_places))
-        self._target.run(connection, rows.upsert, made)
-        if gone:
-            keys = [(*key, c.version) for c in gone if (key := _key(rows, c.id))]
-            self._target.run(connection, rows.delete, sorted(keys))
-            self._ledger.note(connection, table.name, ((c.id, c.version, True) for c in gone))
-
-    def _winners(
-        self, connection: Connection, table: Table | RawTable, changes: Sequence[Change]
-    ) -> dict[str, Change]:
-        """Return the newest change of each id that is newer than what is known."""
-        newest = _newest(changes)
-        known = self._ledger.versions(connection, table.name, newest.keys())
-        return {
-            id: change
-            for id, change in newest.items()
-            if id not in known
-            or change.version > known[id][0]
-            # An expired item comes as a deletion of its own version.
-            or (change.version == known[id][0] and change.content is None and not known[id][1])
-        }
-
-    def _write_apart(
-        self, connection: Connection, table: Table | RawTable, changes: Sequence[Change]
-    ) -> None:
-        """Take every row of the batch out, then put rows in: unique values may be swapped."""
-        rows = self._rows[table.name]
-        keys = [(*key, c.version) for c in changes if (key := _key(rows, c.id))]
-        self._target.run(connection, rows.delete, sorted(keys))
-        made = [_row(rows, change) for change in changes if change.content is not None]
-        self._target.run(connection, rows.upsert, made)
-
-    def _write_in_order(
-        self,
-        connection: Connection,
-        changes: Sequence[Change],
-        wins: Mapping[str, Mapping[str, Change]],
-    ) -> None:
-        """Write runs of one table and one kind of change, in the order they came."""
-        steps = [
-            (place, change.content is None, change)
-            for change in changes
-            for place, table in enumerate(self.tables)
-            if (kept := wins[table.name].get(change.id)) and change.version <= kept.version
-        ]
-        for (place, gone), run in groupby(steps, key=lambda step: step[:2]):
-            table = self.tables[place]
-            batch = [step[2] for step in run]
-            if isinstance(table, RawTable):
-                self._write_raw(connection, table, batch, gone=gone)
-                continue
-            rows = self._rows[table.name]
-            if gone:
-                keys = [(*key, c.version) for c in batch if (key := _key(rows, c.id))]
-                self._target.run(connection, rows.delete, keys)
-            else:
-                self._target.run(connection, rows.upsert, [_row(rows, c) for c in batch])
-
-    def _write_raw(
-        self, connection: Connection, table: RawTable, changes: Sequence[Change], *, gone: bool
-    ) -> None:
-        parameters = [_parameters(table, change) for change in changes]
-        text = sa.text(table.remove if gone else table.upsert)
-        connection.execute(text, [dict(one) for one in parameters])
+    def _copied(self, connection: Connection) -> tuple[int, int]:
+        """Note that the copy is over; return its state, and the newest version in it."""
+        state = self._offsets.get(connection, "") or (FRESH, 0)
+        if state[0] != FRESH:
+            self._offsets.put(connection, "", FRESH)
+        return state
 
     # -- how it stands ----------------------------------------------------------------------------
 
@@ -351,14 +287,15 @@ class SqlTableSink:
             newest_version: Version of its last change; 0 takes the clock.
 
         Returns:
-            Positions, and seconds between the last change here and the newest one there.
+            Positions, and seconds between the last change here and the newest one there; infinite
+            where no change came here yet.
         """
         self._ready()
-        with self._target.transaction("lag") as connection:
+        with self._target.transaction("lag", writes=False) as connection:
             found = self._offsets.get(connection, log_uuid)
-        if found is None:
-            return head, float("inf") if head else 0.0
-        items = max(0, head - found[0])
+        items = head if found is None else max(0, head - found[0])
+        if found is None or not found[1]:
+            return items, math.inf if items else 0.0
         newest_ms = newest_version >> 20 if newest_version else self._clock.now_ms()
         return items, max(0.0, (newest_ms - (found[1] >> 20)) / 1000) if items else 0.0
 
@@ -369,11 +306,17 @@ class SqlTableSink:
             StoreUnavailable: Try again later.
         """
         self._ready()
-        with self._target.transaction("standing") as connection:
+        with self._target.transaction("standing", writes=False) as connection:
             found = self._offsets.all(connection)
+            waiting = self._waiting.count(connection)
         now_ms = self._clock.now_ms()
         return [
-            Standing(uuid, position, max(0.0, (now_ms - (version >> 20)) / 1000))
+            Standing(
+                uuid,
+                position,
+                max(0.0, (now_ms - (version >> 20)) / 1000) if version else None,
+                waiting,
+            )
             for uuid, position, version in found
         ]
 
@@ -396,63 +339,38 @@ class SqlTableSink:
         self._ready()
         return self._auditor().verify(items, sample=sample)
 
-    def repair(self, found: Verification, lookup: Lookup) -> int:
+    def repair(self, found: Verification, lookup: Lookup, items: Items = tuple) -> int:
         """Apply again what is missing or differs, and delete what is not an item.
 
-        Each item is asked for again first, and a row that changed meanwhile is left alone.
+        Each item is asked for again first, and a row that changed meanwhile is left alone. A row
+        that the database refuses, or that something still refers to, is left and logged.
 
         Args:
             found: Of `verify`.
             lookup: Returns the item of an id now, or None.
+            items: As for `verify`; needed where a raw table has `select`.
 
         Returns:
             Rows mended.
         """
         self._ready()
-        return self._auditor().repair(found, lookup)
+        return self._auditor().repair(found, lookup, items)
 
     def _auditor(self) -> Auditor:
         return Auditor(self._target, self.tables, self._rows, self._ledger)
 
 
-def _of(table: Table | RawTable, changes: Sequence[Change]) -> list[Change]:
-    begins = table.begins
-    return [c for c in changes if c.id.startswith(begins)] if begins else list(changes)
-
-
-def _newest(changes: Iterable[Change]) -> dict[str, Change]:
-    newest: dict[str, Change] = {}
-    for change in changes:
-        known = newest.get(change.id)
-        if known is None or change.version >= known.version:
-            newest[change.id] = change
-    return newest
-
-
-def _row(rows: Rows, change: Change) -> tuple[Any, ...]:
-    try:
-        return rows.row(change)
-    except BadRow as exc:
-        raise StoreRejected(rows.declared.name, "apply", f"item {change.id!r}: {exc}") from exc
-
-
-def _key(rows: Rows, id: str) -> tuple[Any, ...] | None:
-    """Return the key of an id; None where no row can ever have had it."""
-    try:
-        return rows.key(id)
-    except BadRow:
-        return None
-
-
-def _parameters(table: RawTable, change: Change) -> Mapping[str, Any]:
-    item: SyncItem | None = change.item()
-    try:
-        return (
-            table.key_parameters(change.id) if item is None else table.parameters(change.id, item)
-        )
-    except Exception as exc:
-        told = f"item {change.id!r}: {type(exc).__name__}: {exc}"
-        raise StoreRejected(table.name, "apply", told) from exc
+def _check_references(name: str, tables: Sequence[Table | RawTable]) -> None:
+    seen: set[str] = set()
+    for table in tables:
+        references = (table.references or {}) if isinstance(table, Table) else {}
+        for target in references.values():
+            if target.rpartition(".")[0] not in seen:
+                raise ConfigError(
+                    f"sink {name!r}: table {table.name!r} refers to {target!r}, which is no column"
+                    " of a table that stands before it"
+                )
+        seen.add(table.name)
 
 
 def from_settings(

@@ -118,11 +118,6 @@ class Table:
         """What ids of rows begin with."""
         return self.prefix if self.prefix is not None else self.key.partition("{")[0]
 
-    @property
-    def ordered(self) -> bool:
-        """Whether the order of rows within a batch matters."""
-        return bool(self.unique or self.references)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawTable:
@@ -136,6 +131,10 @@ class RawTable:
         remove: Deletes one row.
         parameters: From id and item to the parameters of `upsert`; a `ValueError` refuses the item.
         key_parameters: From id to the parameters of `remove`.
+        select: Returns every row, with columns named as the parameters of `upsert`: what `verify`
+            compares; without it only ids and versions in the books are compared.
+        swaps: Take rows of a batch out with `remove` before they are put in, so that they may swap
+            unique values; what `upsert` does not set is lost.
     """
 
     name: str
@@ -145,16 +144,13 @@ class RawTable:
     remove: str
     parameters: Callable[[str, SyncItem], Parameters]
     key_parameters: Callable[[str], Parameters]
+    select: str = ""
+    swaps: bool = False
 
     @property
     def begins(self) -> str:
         """What ids of rows begin with."""
         return self.prefix
-
-    @property
-    def ordered(self) -> bool:
-        """Nothing is known of the constraints, so the order of the source is kept."""
-        return True
 
 
 def tables_from(settings: Sequence[Any]) -> tuple[Table | RawTable, ...]:

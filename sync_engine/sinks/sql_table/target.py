@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,6 +13,7 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from sync_engine.errors import ConfigError, StoreRejected, StoreUnavailable, SyncEngineError
+from sync_engine.sinks.sql_table.bulk import Bulk
 from sync_engine.sinks.sql_table.errors import Verdict, classify
 from sync_engine.sinks.sql_table.values import BadRow
 from sync_engine.telemetry import redact
@@ -76,6 +78,8 @@ class Target:
                 "connect_timeout": max(1, round(connect_timeout_s)),
                 "read_timeout": timeout_s,
                 "write_timeout": timeout_s,
+                # What does not fit is refused, whatever the server's default.
+                "init_command": "SET SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES')",
             }
             options["paramstyle"] = "format"
         elif driver == "psycopg":
@@ -95,8 +99,12 @@ class Target:
         return engine
 
     @contextmanager
-    def transaction(self, operation: str) -> Iterator[Connection]:
+    def transaction(self, operation: str, *, writes: bool = True) -> Iterator[Connection]:
         """Give a connection in a transaction; it is committed at the end.
+
+        Args:
+            operation: For errors.
+            writes: Whether SQLite takes its lock at the start, instead of failing half way.
 
         Raises:
             StoreUnavailable: Try again later; nothing is known to be done.
@@ -104,7 +112,8 @@ class Target:
             ConfigError: Access or database are not what they should be.
         """
         try:
-            with self.engine.begin() as connection:
+            engine = self.engine.execution_options(writes=True) if writes else self.engine
+            with engine.begin() as connection:
                 yield connection
         except SyncEngineError:
             raise
@@ -127,10 +136,51 @@ class Target:
             self.engine.dispose()  # nothing is known of the connection
         raise StoreUnavailable(self.name, operation, told) from exc
 
-    def run(self, connection: Connection, text: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Run a statement for many rows, straight through the driver."""
-        if rows:
-            connection.exec_driver_sql(text, list(rows))
+    def run(self, connection: Connection, bulk: Bulk, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Run a statement for many rows, straight through the driver.
+
+        SQLite's driver lets other threads run at every statement and has to wait for them after it,
+        and MySQL's sends a deletion a row: both get many rows with one statement. What inserts is
+        gathered by the other drivers themselves.
+        """
+        if not rows:
+            return
+        if bulk.inserts and self.dialect != "sqlite":
+            connection.exec_driver_sql(bulk.text(1), list(rows))
+            return
+        start = 0
+        for shape in bulk.shapes:
+            while len(rows) - start >= shape:
+                part = rows[start : start + shape]
+                connection.exec_driver_sql(bulk.text(shape), tuple(chain.from_iterable(part)))
+                start += shape
+
+    def attempt(
+        self,
+        connection: Connection,
+        bulk: Bulk,
+        rows: Sequence[tuple[Any, ...]],
+        refused: Callable[[BaseException], bool],
+    ) -> list[int]:
+        """Run a statement for rows; return the places of those that are refused for such an error.
+
+        Other errors pass. Cost: a refused batch is halved until the rows that cannot be are alone.
+        """
+        if not rows:
+            return []
+        try:
+            with connection.begin_nested():
+                self.run(connection, bulk, rows)
+        except Exception as exc:
+            if not refused(exc):
+                raise
+            if len(rows) == 1:
+                return [0]
+            middle = len(rows) // 2
+            left = self.attempt(connection, bulk, rows[:middle], refused)
+            right = self.attempt(connection, bulk, rows[middle:], refused)
+            return left + [middle + place for place in right]
+        return []
 
     def close(self) -> None:
         """Let go of connections; safe twice."""
@@ -153,7 +203,8 @@ def _prepare_sqlite(engine: Engine) -> None:
         connection.execute("PRAGMA foreign_keys=ON")
 
     def begun(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN")
+        writes = connection.get_execution_options().get("writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     event.listen(engine, "connect", connected)
     event.listen(engine, "begin", begun)

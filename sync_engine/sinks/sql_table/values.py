@@ -12,7 +12,16 @@ from typing import Any
 from sync_engine.core.item import Change
 from sync_engine.errors import ConfigError
 
-__all__ = ["SOURCES", "TYPES", "BadRow", "KeyTemplate", "canonical", "converter", "extractor"]
+__all__ = [
+    "SOURCES",
+    "TYPES",
+    "BadRow",
+    "KeyTemplate",
+    "alike",
+    "canonical",
+    "converter",
+    "extractor",
+]
 
 TYPES = ("text", "bytes", "integer", "float", "decimal", "boolean", "timestamp", "json")
 """What a column may hold; ``text`` may be bounded: ``text(64)``."""
@@ -49,6 +58,9 @@ class KeyTemplate:
             for place, piece in enumerate(pieces)
         )
         self._match = re.compile(pattern, re.DOTALL).fullmatch
+        # One field behind a fixed text needs no pattern.
+        self._plain = self.fields[0] if len(self.fields) == 1 and not pieces[-1] else ""
+        self._begins = pieces[0]
         self._format = template
 
     def parse(self, id: str) -> dict[str, str]:
@@ -57,6 +69,8 @@ class KeyTemplate:
         Raises:
             BadRow: The id does not have this form.
         """
+        if self._plain and id.startswith(self._begins) and len(id) > len(self._begins):
+            return {self._plain: id[len(self._begins) :]}
         found = self._match(id)
         if found is None:
             raise BadRow(f"the id does not have the form {self.template!r}")
@@ -96,6 +110,12 @@ def extractor(source: str, fields: tuple[str, ...]) -> Extract:
 
 
 def _walker(path: tuple[str, ...]) -> Extract:
+    if len(path) == 1 and not path[0].isdigit():
+        name = path[0]
+        return lambda _change, _key, document: (
+            document.get(name) if document.__class__ is dict else None
+        )
+
     def walk(_change: Change, _key: Mapping[str, str], document: Any) -> Any:
         for step in path:
             if isinstance(document, dict):
@@ -212,4 +232,17 @@ def canonical(kind: str, value: Any) -> bytes:
         return _to_timestamp(value).astimezone(UTC).isoformat().encode()
     if kind == "bytes":
         return bytes(value)
+    return str(value).encode()
+
+
+def alike(value: Any) -> bytes:
+    """Return a value of no declared type as bytes; equal numbers are equal, whatever their type."""
+    if value is None:
+        return b"\0n"
+    if isinstance(value, bool | int | float | Decimal):
+        return canonical("decimal", int(value) if isinstance(value, bool) else value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, datetime):
+        return canonical("timestamp", value)
     return str(value).encode()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from sync_engine.core.item import Change, SyncItem
 from sync_engine.errors import ConfigError, StoreRejected
@@ -15,15 +18,18 @@ from sync_engine.sinks.sql_table.books import Ledger
 from sync_engine.sinks.sql_table.rows import Rows
 from sync_engine.sinks.sql_table.tables import RawTable, Table
 from sync_engine.sinks.sql_table.target import Target
-from sync_engine.sinks.sql_table.values import BadRow
+from sync_engine.sinks.sql_table.values import alike
+from sync_engine.sinks.sql_table.writing import run_raw
+from sync_engine.telemetry import get_logger
 
 __all__ = ["Auditor", "Drift", "Items", "Lookup", "Verification"]
 
+_log = get_logger("sinks.sql_table")
 _RANGES = 256
 _ROWS_AT_ONCE = 1000
 Items = Callable[[], Iterable[SyncItem]]
 Lookup = Callable[[str], SyncItem | None]
-_Entry = tuple[str, bytes, int]
+_Entry = tuple[str, bytes, int]  # id, content, version
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +38,7 @@ class Drift:
 
     Attributes:
         table: Name of the table.
-        id: Of the item.
+        id: Of the item; of a raw table with `select`, the key of the row as JSON.
         kind: ``missing`` row, ``extra`` row, or ``different``.
         version: Version of the row in the table; 0 where there is none.
     """
@@ -68,7 +74,11 @@ class Verification:
 
 
 class Auditor:
-    """Compares and mends; of raw tables only what the ledger knows: ids and versions."""
+    """Compares and mends.
+
+    Of a raw table with `select` its rows are compared, by the parameters they would be written
+    with; of one without it what the ledger knows: ids and versions.
+    """
 
     def __init__(
         self,
@@ -125,20 +135,26 @@ class Auditor:
         for item in items():
             if not item.id.startswith(table.begins):
                 continue
-            if rows is None:
-                yield item.id, b"", item.version
-                continue
             try:
-                yield item.id, rows.digest(rows.row(_change(item))), item.version
-            except BadRow:
+                if rows is not None:
+                    yield item.id, rows.digest(rows.row(_change(item))), item.version
+                elif isinstance(table, RawTable) and table.select:
+                    key = _raw_key(table.key_parameters(item.id))
+                    yield key, _raw_digest(table.parameters(item.id, item)), 0
+                else:
+                    yield item.id, str(item.version).encode(), item.version
+            except ValueError:  # a bad row, or one that the user's function refuses
                 refused.append(item.id)
 
     def _found(self, table: Table | RawTable) -> Iterator[_Entry]:
         rows = self._rows.get(table.name)
-        with self._target.transaction("verify") as connection:
+        with self._target.transaction("verify", writes=False) as connection:
+            if isinstance(table, RawTable) and table.select:
+                yield from _raw_rows(connection, table)
+                return
             if rows is None:
                 for id, version in self._ledger.ids(connection, table.name).items():
-                    yield id, b"", version
+                    yield id, str(version).encode(), version
                 return
             query: Any = sa.select(*[sa.column(c.name) for c in rows.table.columns]).select_from(
                 sa.table(table.name)
@@ -147,29 +163,108 @@ class Auditor:
             for row in streamed.execute(query):
                 yield rows.id(row), rows.digest(row), int(row[-1])
 
-    def repair(self, found: Verification, lookup: Lookup) -> int:
+    def repair(self, found: Verification, lookup: Lookup, items: Items) -> int:
         """Mend; see `SqlTableSink.repair`."""
         mended = 0
-        for one in found.drift:
-            rows = self._rows.get(one.table)
-            item = lookup(one.id)
-            if rows is None:
-                raise ConfigError(
-                    f"table {one.table!r} is written by statements of your own: drop it, and it is"
-                    " made and filled again"
-                )
-            with self._target.transaction("repair") as connection:
-                if one.version or one.kind != "missing":
-                    try:
-                        key = rows.key(one.id)
-                    except BadRow as exc:
-                        raise StoreRejected(one.table, "repair", str(exc)) from exc
-                    # Only the row that was seen: a newer one came by the usual way.
-                    self._target.run(connection, rows.delete_exact, [(*key, one.version)])
-                if item is not None:
-                    self._target.run(connection, rows.upsert, [rows.row(_change(item))])
-            mended += 1
+        for table in self._tables:
+            mine = [d for d in found.drift if d.table == table.name and d.kind != "extra"]
+            ids = self._ids(table, mine, items)
+            mended += sum(self._mend(table, one, ids.get(one.id, one.id), lookup) for one in mine)
+        for table in reversed(self._tables):
+            mine = [d for d in found.drift if d.table == table.name and d.kind == "extra"]
+            mended += sum(self._mend(table, one, one.id, lookup) for one in mine)
         return mended
+
+    def _ids(self, table: Table | RawTable, drift: Sequence[Drift], items: Items) -> dict[str, str]:
+        """Return the item ids of rows that are known by their keys."""
+        if not drift or not isinstance(table, RawTable) or not table.select:
+            return {}
+        keys = {one.id for one in drift}
+        known: dict[str, str] = {}
+        for item in items():
+            if item.id.startswith(table.begins):
+                key = _raw_key(table.key_parameters(item.id))
+                if key in keys:
+                    known[key] = item.id
+        return known
+
+    def _mend(self, table: Table | RawTable, one: Drift, id: str, lookup: Lookup) -> bool:
+        item = lookup(id)
+        change = None if item is None else _change(item)
+        try:
+            with self._target.transaction("repair") as connection:
+                if isinstance(table, RawTable):
+                    return self._mend_raw(connection, table, one, id, change)
+                return self._mend_declared(connection, table, one, change)
+        except StoreRejected as exc:
+            _log.warning("repair_refused", table=table.name, id=id, error=str(exc))
+            return False
+
+    def _overtaken(self, connection: Connection, table: Table | RawTable, change: Change) -> bool:
+        """Lock what the books know of an id; tell whether something newer came in between."""
+        # This says only what is true of any put: what is older does not come back.
+        self._ledger.note(connection, table.name, [(change.id, change.version - 1, True)])
+        version, gone = self._ledger.versions(connection, table.name, [change.id])[change.id]
+        return version >= change.version if gone else version > change.version
+
+    def _mend_declared(
+        self, connection: Connection, table: Table, one: Drift, change: Change | None
+    ) -> bool:
+        rows = self._rows[table.name]
+        seen = [] if one.kind == "missing" else [(*rows.key(one.id), one.version)]
+        if change is None:
+            # Only the row that was seen: a newer one came by the usual way.
+            self._target.run(connection, rows.delete_exact, seen)
+            return bool(seen)
+        if self._overtaken(connection, table, change):
+            return False
+        self._target.run(connection, rows.age, seen)
+        self._target.run(connection, rows.upsert, [rows.row(change)])
+        return True
+
+    def _mend_raw(
+        self,
+        connection: Connection,
+        table: RawTable,
+        one: Drift,
+        id: str,
+        change: Change | None,
+    ) -> bool:
+        if change is not None:
+            if self._overtaken(connection, table, change):
+                return False
+            self._ledger.note(connection, table.name, [(id, change.version, False)])
+            run_raw(connection, table, [change], gone=False)
+        elif table.select:
+            connection.execute(sa.text(table.remove), json.loads(one.id))
+        else:
+            self._ledger.note(connection, table.name, [(id, one.version + 1, True)])
+            run_raw(connection, table, [Change(id, one.version, None)], gone=True)
+        return True
+
+
+def _raw_key(parameters: Mapping[str, Any]) -> str:
+    return json.dumps(dict(parameters), sort_keys=True, ensure_ascii=False, default=str)
+
+
+def _raw_digest(values: Mapping[str, Any]) -> bytes:
+    return b"".join(
+        len(cell).to_bytes(4, "big") + cell
+        for name in sorted(values)
+        for cell in (name.encode(), alike(values[name]))
+    )
+
+
+def _raw_rows(connection: Connection, table: RawTable) -> Iterator[_Entry]:
+    """Yield the rows of a raw table: keys are the parameters of `remove`."""
+    names = re.findall(r"(?<!:):(\w+)", table.remove)
+    streamed = connection.execution_options(stream_results=True, yield_per=_ROWS_AT_ONCE)
+    for found in streamed.execute(sa.text(table.select)).mappings():
+        row = {str(name): value for name, value in found.items()}
+        lacking = [name for name in names if name not in row]
+        if lacking:
+            raise ConfigError(f"table {table.name!r}: `select` returns no column {lacking[0]!r}")
+        yield _raw_key({name: row[name] for name in names}), _raw_digest(row), 0
 
 
 def _change(item: SyncItem) -> Change:

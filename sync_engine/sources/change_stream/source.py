@@ -148,17 +148,17 @@ class ChangeStream:
             StoreUnavailable: Try again later; nothing was skipped.
             ConfigError: The feed carries no contents.
         """
-        if self._skip_wanted:
-            self._skip_wanted = False
-            self._go_on()
+        may_skip = self._skip_wanted or self._on_gap == "continue"
         try:
             batch, token = self._read(items_max)
         except FeedGap as exc:
             self._missed(str(exc))
-            if self._on_gap == "stop":
+            if not may_skip:
                 raise
             self._go_on()
             batch, token = self._read(items_max)
+        if may_skip:
+            self._skip_wanted = False
         self._put_aside(batch.poison)
         changes = [change for entry in batch.entries for change in self._wanted(entry)]
         self._counts["entries"] += len(batch.entries)
