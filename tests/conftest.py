@@ -190,3 +190,10 @@ def runtime(clock: ManualClock) -> Any:
 
     runtime: ManualRuntime = ManualRuntime(clock)
     return runtime
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "long" not in config.getoption("-m"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="full length: pytest -m long"))

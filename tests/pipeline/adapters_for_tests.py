@@ -86,7 +86,9 @@ class Counting:
 
     def ack(self, token: bytes) -> None:
         if int(token) > self._acknowledged():
-            self._place.write_text(token.decode())
+            fresh = self._place.with_suffix(".new")  # a kill leaves the old one or the new one
+            fresh.write_text(token.decode())
+            fresh.replace(self._place)
 
     def progress(self) -> dict[str, float]:
         return {"next": self._next}

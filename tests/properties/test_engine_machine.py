@@ -325,8 +325,10 @@ class TwoEngines(RuleBasedStateMachine):
             assert written[item.version] == item.content
             assert item.version >= own
             return
+        if own and written[own] is None:
+            return  # it deleted the item itself, and may not know yet who wrote it again
         deletes = [v for v, content in written.items() if content is None]
-        if own and written[own] is not None:
+        if own:
             assert any(v > own for v in deletes), "an own write is hidden"
         stored = self.shared.archive.get_many([id]).get(id)
         if stored is not None and stored.content is not None:

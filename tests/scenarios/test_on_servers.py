@@ -176,7 +176,7 @@ def test_s03_redis_absent_at_start_is_attached_when_it_appears(
     redis_server.start()
     assert engine.flush(20).complete
     assert stores(engine).l2.get_many(["a"])["a"].content == b"1"
-    assert engine.health().degraded == ()
+    until(lambda: engine.health().degraded == ())
 
 
 def test_s04_redis_killed_under_ten_writers_hurts_nobody(

@@ -186,6 +186,7 @@ class MariaDBServer(SqlServer):
         flush = "1" if self.durable else "2"  # 2: written at commit, not synced
         return [
             self._program, *self._common(), f"--port={self.port}", "--bind-address=127.0.0.1",
+            f"--tmpdir={self.dir}",
             f"--socket={self.dir}/sock", f"--pid-file={self.dir}/pid",
             f"--innodb-flush-log-at-trx-commit={flush}", "--innodb-buffer-pool-size=32M",
             "--innodb-log-file-size=16M", "--performance-schema=OFF", "--max-connections=200",
@@ -195,7 +196,7 @@ class MariaDBServer(SqlServer):
     def start(self) -> None:
         if not self._installed:
             run(
-                [self._install, *self._common(), "--skip-test-db",
+                [self._install, *self._common(), f"--tmpdir={self.dir}", "--skip-test-db",
                  "--auth-root-authentication-method=normal"]
             )  # fmt: skip
             self._installed = True
