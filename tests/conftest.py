@@ -29,13 +29,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from support.processes import MissingServer
 from support.s3_servers import (  # noqa: F401 - fixtures, found by name
     _moto_s3,
     _rclone_s3,
@@ -45,46 +44,30 @@ from support.s3_servers import (  # noqa: F401 - fixtures, found by name
     rclone_s3,
 )
 from support.servers import MariaDBServer, PostgresServer, RedisCluster, RedisServer, SqlServer
+from support.serving import serve
 
 if TYPE_CHECKING:
     from sync_engine.testing import FaultProxy, ManualClock, ManualRuntime
 
-S = TypeVar("S", RedisServer, RedisCluster, MariaDBServer, PostgresServer)
-
-
-def _serve(kind: Callable[[], S]) -> Iterator[S]:
-    """Start a server for the session; skip where it is not installed, unless it must be there."""
-    try:
-        server = kind()
-    except MissingServer as exc:
-        if os.environ.get("REQUIRE_SERVERS") == "1":
-            pytest.fail(str(exc))
-        pytest.skip(str(exc))
-    try:
-        server.start()
-        yield server
-    finally:
-        server.destroy()
-
 
 @pytest.fixture(scope="session")
 def _redis() -> Iterator[RedisServer]:
-    yield from _serve(RedisServer)
+    yield from serve(RedisServer)
 
 
 @pytest.fixture(scope="session")
 def _redis_cluster() -> Iterator[RedisCluster]:
-    yield from _serve(RedisCluster)
+    yield from serve(RedisCluster)
 
 
 @pytest.fixture(scope="session")
 def _mariadb() -> Iterator[MariaDBServer]:
-    yield from _serve(MariaDBServer)
+    yield from serve(MariaDBServer)
 
 
 @pytest.fixture(scope="session")
 def _postgres() -> Iterator[PostgresServer]:
-    yield from _serve(PostgresServer)
+    yield from serve(PostgresServer)
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from sync_engine.sources.s3_listing.source import S3ListingSource
 __all__ = ["S3_CHANGES"]
 
 _GROUP: Final = 500
+_PAGE: Final = 1000
 _SIGNS: Final = {"added": "+", "modified": "*", "deleted": "-", "renamed": ">"}
 
 
@@ -65,6 +66,8 @@ def _run(context: Context) -> int:
     args, output = context.args, context.output
     if not args.url.startswith("s3://"):
         raise UsageError(f"{args.url}: must be s3://bucket/prefix")
+    if args.check and args.rebase:
+        raise UsageError("--check changes nothing, and --rebase does: give one of them")
     with _source(context) as source:
         if args.check:
             return _check(context, source)
@@ -201,10 +204,10 @@ def _check(context: Context, source: S3ListingSource) -> int:
     output = context.output
     counts = dict.fromkeys("=+-*!", 0)
     with output.progress("comparing", source.state.scan.objects or None) as advance:
-        for difference in check(source):
+        for number, difference in enumerate(check(source), 1):
             counts[difference.sign] += 1
-            if counts["="] % 1000 == 0:
-                advance(1000)
+            if number % _PAGE == 0:
+                advance(_PAGE)
             if difference.sign == "=":
                 continue
             if output.json:

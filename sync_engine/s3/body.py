@@ -12,8 +12,9 @@ from typing import Any, Final, Self
 from sync_engine.errors import CorruptData, StoreRejected, StoreUnavailable
 from sync_engine.ports import BlobInfo, Clock
 from sync_engine.s3.errors import STORE, translated
+from sync_engine.s3.listing import normal_etag
 
-__all__ = ["S3Body", "S3Info", "is_md5"]
+__all__ = ["S3Body", "S3Info", "info_of", "is_md5"]
 
 _CHUNK: Final = 1 << 16
 _SLOWEST_BYTES_S: Final = 1 << 16
@@ -47,6 +48,25 @@ class S3Info(BlobInfo):
 def is_md5(etag: str) -> bool:
     """Tell whether an ETag looks like the MD5 of the bytes."""
     return _MD5.fullmatch(etag) is not None
+
+
+def info_of(key: str, answer: Mapping[str, Any]) -> S3Info:
+    """Return what a HEAD or GET says of an object."""
+    modified = answer.get("LastModified")
+    size = int(answer.get("ContentLength") or 0)
+    whole = str(answer.get("ContentRange") or "").rpartition("/")[2]
+    customer = answer.get("SSECustomerAlgorithm")
+    return S3Info(
+        key=key,
+        size=int(whole) if whole.isdigit() else size,
+        etag=normal_etag(answer.get("ETag", "")),
+        modified_ms=0 if modified is None else round(modified.timestamp() * 1000),
+        version=answer.get("VersionId") or "",
+        metadata={name.lower(): value for name, value in answer.get("Metadata", {}).items()},
+        content_type=answer.get("ContentType") or "",
+        storage_class=answer.get("StorageClass") or "STANDARD",
+        sse="customer" if customer else answer.get("ServerSideEncryption") or "",
+    )
 
 
 class S3Body:

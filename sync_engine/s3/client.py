@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
-from sync_engine.core.policies import RetryConfig
 from sync_engine.errors import ConfigError, StorageError, StoreRejected, StoreUnavailable
-from sync_engine.ports import Runtime
-from sync_engine.s3.address import S3Settings
-from sync_engine.s3.body import S3Body, S3Info
-from sync_engine.s3.errors import STORE, NoSuchKey, PreconditionFailed, translated
-from sync_engine.s3.listing import ListPage, normal_etag
-from sync_engine.s3.retry import Attempts
-from sync_engine.s3.session import ROWS, make_driver
-from sync_engine.s3.uploads import Uploads, info_of
+from sync_engine.s3.body import S3Body, S3Info, info_of
+from sync_engine.s3.errors import ABSENT, STORE, TRANSIENT, NoSuchKey, PreconditionFailed
+from sync_engine.s3.listing import ListPage, normal_etag, plain
+from sync_engine.s3.session import ROWS
+from sync_engine.s3.uploads import Uploads, code_of
 
 __all__ = ["S3Client"]
-
-R = TypeVar("R")
 
 _DELETES: Final = 1000
 _NOT_XML: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
@@ -43,83 +36,9 @@ class S3Client(Uploads):
         retry: Pauses between attempts; None is 50 ms doubling to 10 s.
     """
 
-    def __init__(
-        self, settings: S3Settings, runtime: Runtime, *, retry: RetryConfig | None = None
-    ) -> None:
-        self.settings = settings
-        self._runtime = runtime
-        self._lock = runtime.lock()
-        self._made: Any = None
-        self._conditional: bool | None = None
-        self.attempts = Attempts(runtime.clock, runtime.random, settings.deadline_s, retry)
-
-    def __repr__(self) -> str:
-        return f"S3Client({self.settings.endpoint})"
-
-    def __reduce__(self) -> Any:
-        raise TypeError("an S3Client holds connections: make one where it is needed")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @property
-    def retries(self) -> int:
-        """Attempts beyond the first, of all calls so far."""
-        return self.attempts.retries
-
-    def close(self) -> None:
-        """Close idle connections; safe twice. A later call connects again."""
-        with self._lock:
-            made, self._made = self._made, None
-        if made is not None:
-            made.close()
-
-    @property
-    def _driver(self) -> Any:
-        made = self._made
-        if made is None:
-            # Made under the lock: building one reads files, and two at a time confuse the driver.
-            with self._lock:
-                if self._made is None:
-                    self._made = make_driver(self.settings)
-                made = self._made
-        return made
-
-    def _call(
-        self,
-        operation: str,
-        subject: str,
-        call: Callable[[Any, int], R],
-        *,
-        once: bool = False,
-    ) -> R:
-        driver = self._driver  # made before the deadline runs: it reads many files
-
-        def attempt(number: int) -> R:
-            with translated(operation, subject):
-                return call(driver, number)
-
-        return self.attempts.run(attempt, once=once)
+    _conditional: bool | None = None
 
     # -- buckets ----------------------------------------------------------------------------------
-
-    def head_bucket(self, bucket: str) -> str:
-        """Check that a bucket is there and may be listed; return its region, or an empty text.
-
-        Raises:
-            ConfigError: It is not there, or is in another region (the message names it).
-            StoreRejected: The credentials may not.
-        """
-        answer = self._call("head_bucket", bucket, lambda s3, _: s3.head_bucket(Bucket=bucket))
-        return str(answer.get("BucketRegion", ""))
 
     def ping(self, bucket: str) -> float:
         """Return the seconds of one `head_bucket`, without retries."""
@@ -169,7 +88,10 @@ class S3Client(Uploads):
             del number
             return _page(s3.list_objects_v2(**given))
 
-        return self._call("list", bucket, attempt)
+        page = self._call("list", bucket, attempt)
+        if page.truncated and page.token is not None and page.token == token:
+            raise _no_end("list")
+        return page
 
     def iter(
         self, bucket: str, prefix: str = "", *, start_after: str | None = None
@@ -184,7 +106,7 @@ class S3Client(Uploads):
             token = page.token
             if token is None:
                 if not page.rows:
-                    raise StoreUnavailable(STORE, "list", "the listing does not say how to go on")
+                    raise _no_end("list")
                 start_after = page.rows[-1][0]
 
     def list_versions(
@@ -208,21 +130,17 @@ class S3Client(Uploads):
             if not answer.get("IsTruncated"):
                 return
             # The marker comes back as it is to be sent, except that it is percent-encoded.
-            marks = {
-                "KeyMarker": _plain(answer["NextKeyMarker"]),
-                "VersionIdMarker": answer.get("NextVersionIdMarker", ""),
-            }
+            before, marks = (
+                marks,
+                {
+                    "KeyMarker": plain(answer.get("NextKeyMarker", "")),
+                    "VersionIdMarker": answer.get("NextVersionIdMarker", ""),
+                },
+            )
+            if marks == before or not marks["KeyMarker"]:
+                raise _no_end("list_versions")
 
     # -- objects ----------------------------------------------------------------------------------
-
-    def head(self, bucket: str, key: str, *, version: str | None = None) -> S3Info | None:
-        """Return what is known of an object; None where there is none."""
-        given = {"Bucket": bucket, "Key": key} | ({"VersionId": version} if version else {})
-        try:
-            answer = self._call("head", f"{bucket}/{key}", lambda s3, _: s3.head_object(**given))
-        except NoSuchKey:
-            return None
-        return info_of(key, answer)
 
     def get(
         self,
@@ -288,13 +206,40 @@ class S3Client(Uploads):
 
         return self.attempts.run(attempt)
 
-    def delete(self, bucket: str, key: str, *, version: str | None = None) -> None:
-        """Delete an object; an absent one is fine."""
+    def delete(
+        self, bucket: str, key: str, *, version: str | None = None, if_match: str | None = None
+    ) -> None:
+        """Delete an object; an absent one is fine.
+
+        Args:
+            bucket: Where it is.
+            key: Its name.
+            version: A version id; None is the newest.
+            if_match: Only the object with this ETag. Servers that do not know this condition
+                ignore it, or say so: then whatever is there is deleted.
+
+        Raises:
+            PreconditionFailed: There is an object with another ETag.
+        """
         given = {"Bucket": bucket, "Key": key} | ({"VersionId": version} if version else {})
+        condition = {} if if_match is None else {"IfMatch": f'"{normal_etag(if_match)}"'}
+
+        def attempt(s3: Any, number: int) -> Any:
+            del number
+            try:
+                return s3.delete_object(**given, **condition)
+            except Exception as exc:
+                if not (condition and _knows_no_condition(exc)):
+                    raise
+            return s3.delete_object(**given)
+
         try:
-            self._call("delete", f"{bucket}/{key}", lambda s3, _: s3.delete_object(**given))
+            self._call("delete", f"{bucket}/{key}", attempt)
         except NoSuchKey:
             return
+        except PreconditionFailed:
+            if self.head(bucket, key, version=version, sure=True) is not None:
+                raise  # else an attempt whose answer was lost has deleted it
 
     def delete_many(self, bucket: str, keys: Sequence[str]) -> None:
         """Delete objects, up to 1,000 a request; absent ones are fine.
@@ -311,21 +256,25 @@ class S3Client(Uploads):
 
     def _delete_some(self, bucket: str, keys: Sequence[str]) -> None:
         left = list(keys)
+        refused: dict[str, str] = {}
 
         def attempt(s3: Any, number: int) -> Any:
             del number
             asked = {"Objects": [{"Key": key} for key in left], "Quiet": True}
             answer = s3.delete_objects(Bucket=bucket, Delete=asked)
-            errors = [e for e in answer.get("Errors", ()) if e.get("Code") not in _GONE]
-            passing = [e for e in errors if e.get("Code") in _PASSING]
-            if passing:
-                left[:] = [e["Key"] for e in passing]
-                raise StoreUnavailable(STORE, "delete", str(passing[0].get("Code")))
-            if errors:
-                code, key = errors[0].get("Code"), errors[0].get("Key")
-                raise StoreRejected(STORE, "delete", f"{bucket}/{key}: the server refused ({code})")
+            errors = {e["Key"]: str(e.get("Code")) for e in answer.get("Errors", ())}
+            left[:] = [key for key, code in errors.items() if code in TRANSIENT]
+            refused.update(
+                (key, code)
+                for key, code in errors.items()
+                if code not in TRANSIENT and code not in ABSENT
+            )
+            if left:
+                raise StoreUnavailable(STORE, "delete", TRANSIENT[errors[left[0]]])
 
         self._call("delete", bucket, attempt)
+        for key, code in refused.items():
+            raise StoreRejected(STORE, "delete", f"{bucket}/{key}: the server refused ({code})")
 
     def copy(self, bucket: str, key: str, to_bucket: str, to_key: str) -> S3Info:
         """Copy an object within the server (up to 5 GiB); return the copy.
@@ -377,8 +326,13 @@ class S3Client(Uploads):
         return self._conditional
 
 
-_GONE: Final = {"NoSuchKey", "NotFound", "NoSuchVersion"}
-_PASSING: Final = {"InternalError", "SlowDown", "ServiceUnavailable", "OperationAborted"}
+def _knows_no_condition(exc: Exception) -> bool:
+    # Of the server, or of a driver that is older than the condition.
+    return code_of(exc) == "NotImplemented" or type(exc).__name__ == "ParamValidationError"
+
+
+def _no_end(operation: str) -> StoreUnavailable:
+    return StoreUnavailable(STORE, operation, "the listing does not say how to go on")
 
 
 def _page(answer: Mapping[str, Any]) -> ListPage:
@@ -394,16 +348,10 @@ def _page(answer: Mapping[str, Any]) -> ListPage:
     encoded = answer.get("EncodingType") == "url"
     return ListPage(
         rows=rows,
-        prefixes=[_plain(f["Prefix"]) if encoded else f["Prefix"] for f in folded],
+        prefixes=[plain(f["Prefix"]) if encoded else f["Prefix"] for f in folded],
         token=answer.get("NextContinuationToken") or None,
         truncated=bool(answer["IsTruncated"]),
     )
-
-
-def _plain(text: str) -> str:
-    from urllib.parse import unquote_plus
-
-    return unquote_plus(text, errors="surrogateescape")
 
 
 def _versions(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -412,7 +360,7 @@ def _versions(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
     for name in ("Versions", "DeleteMarkers"):
         made.extend(
             {
-                "key": _plain(each["Key"]) if encoded else each["Key"],
+                "key": plain(each["Key"]) if encoded else each["Key"],
                 "version": each.get("VersionId", ""),
                 "latest": bool(each.get("IsLatest")),
                 "deleted": name == "DeleteMarkers",

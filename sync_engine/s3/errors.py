@@ -16,7 +16,16 @@ from sync_engine.errors import (
     SyncEngineError,
 )
 
-__all__ = ["STORE", "NoSuchKey", "PreconditionFailed", "classify", "translated"]
+__all__ = [
+    "ABSENT",
+    "STORE",
+    "TRANSIENT",
+    "NoSuchKey",
+    "NoSuchUpload",
+    "PreconditionFailed",
+    "classify",
+    "translated",
+]
 
 STORE: Final = "s3"
 _BUSY_S = 1.0
@@ -51,13 +60,12 @@ _REJECTED: Final[Mapping[str, str]] = {
     "InvalidObjectState": "the object is archived: restore it first",
     "InvalidPart": "a part is missing or was changed",
     "InvalidPartOrder": "the parts are out of order",
-    "NoSuchUpload": "the multipart upload is gone: start it anew",
     "NotImplemented": "the server does not know this operation",
     "MethodNotAllowed": "the server does not allow this operation here",
     "KMS.DisabledException": "the encryption key is disabled",
     "KMS.NotFoundException": "the encryption key does not exist",
 }
-_TRANSIENT: Final[Mapping[str, str]] = {
+TRANSIENT: Final[Mapping[str, str]] = {
     "SlowDown": "the server asks to slow down",
     "503": "the server asks to slow down",
     "ServiceUnavailable": "the server is busy",
@@ -80,9 +88,9 @@ _TRANSIENT: Final[Mapping[str, str]] = {
     "BucketAlreadyExists": "the bucket is being changed",
 }
 _BUSY: Final = frozenset(
-    code for code, hint in _TRANSIENT.items() if hint.endswith(("slow down", "is busy"))
+    code for code, hint in TRANSIENT.items() if hint.endswith(("slow down", "is busy"))
 )
-_ABSENT: Final = frozenset({"NoSuchKey", "NotFound", "404", "NoSuchVersion"})
+ABSENT: Final = frozenset({"NoSuchKey", "NotFound", "404", "NoSuchVersion"})
 _PRECONDITION: Final = frozenset({"PreconditionFailed", "412"})
 _EXPECTING = re.compile(r"expecting '([a-z0-9\-]+)'")
 # Classes of botocore by name: they are looked up without importing it.
@@ -121,6 +129,10 @@ _DRIVER_TRANSIENT: Final[Mapping[str, str]] = {
 
 class NoSuchKey(StoreRejected):
     """There is no object of this key (or no such version)."""
+
+
+class NoSuchUpload(StoreRejected):
+    """The multipart upload was completed or aborted, or never was."""
 
 
 class PreconditionFailed(Conflict):
@@ -182,9 +194,11 @@ def _of_answer(response: Mapping[str, Any], operation: str, subject: str) -> Syn
         return ConfigError(f"s3: {operation}: {about}{hint}")
     if code in _PRECONDITION:
         return PreconditionFailed(subject.partition("/")[2] or subject)
-    if code in _TRANSIENT or status >= 500 or status == 429:
+    if code in TRANSIENT or status >= 500 or status == 429:
         return _passing(code, status, headers, operation)
-    if code in _ABSENT or status == 404:
+    if code == "NoSuchUpload":
+        return NoSuchUpload(STORE, operation, f"{about}the multipart upload is gone: start it anew")
+    if code in ABSENT or status == 404:
         if "/" not in subject:
             return ConfigError(f"s3: {operation}: {about}{_CONFIG['NoSuchBucket']}")
         return NoSuchKey(STORE, operation, f"{about}there is no such object")
@@ -198,7 +212,7 @@ def _of_answer(response: Mapping[str, Any], operation: str, subject: str) -> Syn
 def _passing(
     code: str, status: int, headers: Mapping[str, str], operation: str
 ) -> StoreUnavailable:
-    hint = _TRANSIENT.get(code) or _TRANSIENT.get(str(status)) or f"the server failed ({code})"
+    hint = TRANSIENT.get(code) or TRANSIENT.get(str(status)) or f"the server failed ({code})"
     if code not in _BUSY and status not in {429, 503}:
         return StoreUnavailable(STORE, operation, hint)
     try:

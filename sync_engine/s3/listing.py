@@ -17,7 +17,7 @@ from xml.etree import ElementTree as ET
 from sync_engine.errors import StoreUnavailable
 from sync_engine.ports import BlobInfo
 
-__all__ = ["ListPage", "Row", "cut", "modified_ms", "normal_etag", "parse_rows"]
+__all__ = ["ListPage", "Row", "cut", "modified_ms", "normal_etag", "parse_rows", "plain"]
 
 Row = tuple[str, str, int, str]
 """Key, ETag without quotes, size in bytes, and last-modified as the server writes it."""
@@ -59,15 +59,15 @@ class ListPage:
             for key, etag, size, modified in self.rows
         ]
 
-    @property
-    def next_token(self) -> str | None:
-        """The same as `token`."""
-        return self.token
-
 
 def normal_etag(etag: str) -> str:
     """Return an ETag without quotes and weakness; the ``-N`` of multipart uploads stays."""
     return etag.removeprefix("W/").strip('"')
+
+
+def plain(text: str) -> str:
+    """Return a key that a server percent-encoded; bytes that are no UTF-8 become surrogates."""
+    return unquote_plus(text, errors="surrogateescape")
 
 
 def modified_ms(text: str) -> int:
@@ -128,7 +128,7 @@ def parse_rows(objects: bytes, around: bytes) -> list[Row]:
 
 
 def _decoded(key: str) -> str:
-    return unquote_plus(_unescaped(key) if "&" in key else key, errors="surrogateescape")
+    return plain(_unescaped(key) if "&" in key else key)
 
 
 def _unescaped(text: str) -> str:
@@ -155,7 +155,7 @@ def _parse_slowly(objects: bytes, *, encoded: bool) -> list[Row]:
         key = fields["Key"]
         rows.append(
             (
-                unquote_plus(key, errors="surrogateescape") if encoded else key,
+                plain(key) if encoded else key,
                 normal_etag(fields.get("ETag", "").strip()),
                 int(fields["Size"]),
                 fields.get("LastModified", "").strip(),

@@ -30,8 +30,8 @@ def time_left_s() -> float:
 class Attempts:
     """Repeats what failed for a passing reason, within a total time.
 
-    Thread-safety: any thread. Blocking: sleeps on the clock between attempts; a closing runtime
-    ends that early.
+    Thread-safety: any thread. Blocking: sleeps on the clock between attempts. A closing runtime
+    ends that early; one more attempt is made then, and none after it.
 
     Args:
         clock: Measures and sleeps.
@@ -92,12 +92,20 @@ class Attempts:
             asked_s = exc.retry_after_s if isinstance(exc, StoreBusy) else 0.0
             return max(delay_s, asked_s * (1.0 + 0.25 * self._random()))
 
+        cut_short = False
+
+        def sleep(seconds: float) -> None:
+            nonlocal cut_short
+            began = self._clock.monotonic()
+            self._clock.sleep(seconds)
+            cut_short = self._clock.monotonic() - began < seconds / 2
+
         def ends(state: RetryCallState) -> bool:
             late = self._clock.monotonic() + state.upcoming_sleep >= until
-            return late or not self._policy.allows(state.attempt_number)
+            return late or cut_short or not self._policy.allows(state.attempt_number)
 
         return Retrying(
-            sleep=self._clock.sleep,
+            sleep=sleep,
             retry=retry_if_exception(_passes),
             wait=pause_s,
             stop=ends,

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Final, TypeVar
-from urllib.parse import unquote_plus
+from typing import IO, Any, Final
 
-from sync_engine.errors import StoreRejected, StoreUnavailable
-from sync_engine.ports import Runtime
+from sync_engine.errors import StoreUnavailable
 from sync_engine.s3.body import S3Info, is_md5
-from sync_engine.s3.errors import STORE, NoSuchKey, PreconditionFailed
-from sync_engine.s3.listing import normal_etag
+from sync_engine.s3.connection import Connection
+from sync_engine.s3.errors import STORE, NoSuchKey, NoSuchUpload, PreconditionFailed
+from sync_engine.s3.listing import normal_etag, plain
 
-__all__ = ["Part", "Upload", "Uploads", "info_of"]
+__all__ = ["Part", "Upload", "Uploads"]
 
-R = TypeVar("R")
-
-_MULTIPART_ETAG: Final = re.compile(r"[0-9a-f]{32}-\d+")
 _CHUNK: Final = 1 << 20
 
 
@@ -54,19 +49,8 @@ class Upload:
     started_ms: int
 
 
-class Uploads:
-    """The writing half of `S3Client`."""
-
-    _runtime: Runtime
-
-    def _call(
-        self, operation: str, subject: str, call: Callable[[Any, int], R], *, once: bool = False
-    ) -> R:
-        raise NotImplementedError
-
-    def head(self, bucket: str, key: str, *, version: str | None = None) -> S3Info | None:
-        """See `S3Client.head`."""
-        raise NotImplementedError
+class Uploads(Connection):
+    """The writing half of `S3Client`; see there."""
 
     def put(
         self,
@@ -214,7 +198,8 @@ class Uploads:
 
         Raises:
             PreconditionFailed: `if_absent` does not hold.
-            StoreRejected: A part is missing, or the upload is gone.
+            NoSuchUpload: It is gone.
+            StoreRejected: A part is missing.
         """
         asked = {"Parts": [{"PartNumber": p.number, "ETag": f'"{p.etag}"'} for p in parts]}
         given: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
@@ -226,27 +211,33 @@ class Uploads:
                     Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload=asked, **given
                 )
             except Exception as exc:
-                gone = _code_of(exc) in {"NoSuchUpload", "404"} or _failed_condition(exc)
-                if number > 1 and gone and self._is_whole(bucket, key, parts, size):
-                    return {}
-                raise
+                # The answer to an attempt before this one was lost: the object there may be ours.
+                taken, gone = _failed_condition(exc), code_of(exc) in {"NoSuchUpload", "404"}
+                if number == 1 or not (taken or gone):
+                    raise
+                if not self._is_ours(bucket, key, parts, size, joined=taken):
+                    raise
+                return {}
 
-        answer = self._call("complete_multipart", f"{bucket}/{key}", attempt)
+        self._call("complete_multipart", f"{bucket}/{key}", attempt)
         found = self.head(bucket, key)
         if found is None or found.size != size:
             raise StoreUnavailable(STORE, "complete_multipart", "the object is not there whole")
-        etag = normal_etag(answer.get("ETag", ""))
-        if etag and _MULTIPART_ETAG.fullmatch(etag) and is_md5(found.etag):
-            return found  # a server that stores the object as one: its HEAD is what listings say
-        return found
+        return found  # not the answer: servers that store it as one give it another ETag after
 
-    def _is_whole(self, bucket: str, key: str, parts: Sequence[Part], size: int) -> bool:
+    def _is_ours(
+        self, bucket: str, key: str, parts: Sequence[Part], size: int, *, joined: bool
+    ) -> bool:
         found = self.head(bucket, key)
         if found is None or found.size != size:
             return False
-        joined = b"".join(bytes.fromhex(part.etag) for part in parts if is_md5(part.etag))
-        digest = hashlib.md5(joined, usedforsecurity=False).hexdigest()
-        return is_md5(found.etag) or found.etag == f"{digest}-{len(parts)}"
+        digests = b"".join(bytes.fromhex(part.etag) for part in parts if is_md5(part.etag))
+        digest = hashlib.md5(digests, usedforsecurity=False).hexdigest()
+        if found.etag == f"{digest}-{len(parts)}":
+            return True
+        # Some servers store the object as one. None of those that keep conditions does: there, it
+        # is the object of somebody else, who was faster.
+        return is_md5(found.etag) and not joined
 
     def abort_multipart(self, bucket: str, key: str, upload_id: str) -> None:
         """Drop an upload and its parts; one that is gone is fine."""
@@ -257,17 +248,14 @@ class Uploads:
 
         try:
             self._call("abort_multipart", f"{bucket}/{key}", attempt)
-        except NoSuchKey:
+        except (NoSuchKey, NoSuchUpload):
             return
-        except StoreRejected as exc:
-            if "multipart upload is gone" not in exc.hint:
-                raise
 
     def list_parts(self, bucket: str, key: str, upload_id: str) -> list[Part]:
         """Return the parts that the server has of an upload, by number.
 
         Raises:
-            StoreRejected: The upload is gone.
+            NoSuchUpload: It is gone.
         """
         found: list[Part] = []
         mark = 0
@@ -302,35 +290,16 @@ class Uploads:
             answer = self._call("list_uploads", bucket, attempt)
             encoded = answer.get("EncodingType") == "url"
             for each in answer.get("Uploads", ()):
-                key = unquote_plus(each["Key"]) if encoded else each["Key"]
+                key = plain(each["Key"]) if encoded else each["Key"]
                 started_ms = round(each["Initiated"].timestamp() * 1000)
                 if key.startswith(prefix):
                     yield Upload(key, each["UploadId"], started_ms)
             if not answer.get("IsTruncated"):
                 return
             marks = {
-                "KeyMarker": unquote_plus(answer["NextKeyMarker"]),
+                "KeyMarker": plain(answer["NextKeyMarker"]),
                 "UploadIdMarker": answer["NextUploadIdMarker"],
             }
-
-
-def info_of(key: str, answer: Mapping[str, Any]) -> S3Info:
-    """Return what a HEAD or GET says of an object."""
-    modified = answer.get("LastModified")
-    size = int(answer.get("ContentLength") or 0)
-    whole = str(answer.get("ContentRange") or "").rpartition("/")[2]
-    customer = answer.get("SSECustomerAlgorithm")
-    return S3Info(
-        key=key,
-        size=int(whole) if whole.isdigit() else size,
-        etag=normal_etag(answer.get("ETag", "")),
-        modified_ms=0 if modified is None else round(modified.timestamp() * 1000),
-        version=answer.get("VersionId") or "",
-        metadata={name.lower(): value for name, value in answer.get("Metadata", {}).items()},
-        content_type=answer.get("ContentType") or "",
-        storage_class=answer.get("StorageClass") or "STANDARD",
-        sse="customer" if customer else answer.get("ServerSideEncryption") or "",
-    )
 
 
 def _options(
@@ -368,10 +337,10 @@ def _digest_of(body: bytes | IO[bytes], content_md5: str | None) -> tuple[str, i
     return digest.hexdigest(), size, start
 
 
-def _code_of(exc: Exception) -> str:
+def code_of(exc: Exception) -> str:
     response = getattr(exc, "response", None)
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
 def _failed_condition(exc: Exception) -> bool:
-    return isinstance(exc, PreconditionFailed) or _code_of(exc) in {"PreconditionFailed", "412"}
+    return isinstance(exc, PreconditionFailed) or code_of(exc) in {"PreconditionFailed", "412"}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable
+
 import pytest
 from support.fake_s3 import Answer, FakeS3, Request, error
 from support.s3_servers import S3Server
@@ -61,6 +64,31 @@ def test_s19_check_tells_differences_and_changes_nothing(cli: Cli, any_s3: S3Ser
     assert again.lines[-1]["counts"] == {"=": 2, "+": 1, "-": 1, "*": 1, "!": 0}
     assert len(cli(*words).lines) == 4
     client.close()
+
+
+def test_s19_versions_are_checked_as_versions(cli: Cli, moto_s3: S3Server) -> None:
+    bucket, client = moto_s3.new_bucket(), moto_s3.boto()
+    client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    for key in "abc":
+        client.put_object(Bucket=bucket, Key=key, Body=key.encode())
+    words = ["s3-changes", f"s3://{bucket}", "--endpoint", moto_s3.endpoint_url, "--versions"]
+    cli(*words)
+    assert cli(*words, "--check").code == 0
+
+    client.put_object(Bucket=bucket, Key="b", Body=b"b")
+    client.delete_object(Bucket=bucket, Key="c")
+    checked = cli(*words, "--check")
+
+    assert checked.code == 1
+    assert checked.out.splitlines()[:2] == ["* b", "- c"]
+    client.close()
+
+
+def test_s19_a_check_takes_no_state_over(cli: Cli) -> None:
+    ran = cli("s3-changes", "s3://bucket", "--check", "--rebase")
+
+    assert ran.code == 2
+    assert "--check changes nothing" in ran.err
 
 
 @pytest.mark.parametrize(
@@ -126,6 +154,23 @@ def test_a_crash_of_the_server_is_taken_up(cli: Cli, fake_s3: FakeS3) -> None:
     assert broken.code == 4
     keys = [x["key"] for x in broken.lines + mended.lines if x["op"] == "added"]
     assert keys == [f"{n:04}" for n in range(50)]
+
+
+def test_what_nobody_read_is_told_again(
+    cli: Cli, start: Callable[..., subprocess.Popen[bytes]], fake_s3: FakeS3
+) -> None:
+    """Whoever reads us went away: what it was not given is not acknowledged."""
+    fake_s3.put_many(f"{n:04}" for n in range(50))
+    words = ["s3-changes", "s3://bucket", "--endpoint", fake_s3.endpoint_url]
+    with start(*words) as child:
+        assert child.stdout is not None
+        child.stdout.close()
+        child.wait(30)
+    assert fake_s3.count
+
+    told = cli(*words).lines
+
+    assert [x["key"] for x in told[:-1]] == [f"{n:04}" for n in range(50)]
 
 
 def test_other_words_are_refused(cli: Cli) -> None:

@@ -10,7 +10,7 @@ import pytest
 from support.s3_servers import S3Server
 
 from sync_engine.errors import ConfigError, StoreRejected
-from sync_engine.s3 import NoSuchKey, PreconditionFailed, S3Client
+from sync_engine.s3 import NoSuchKey, NoSuchUpload, PreconditionFailed, S3Client
 from sync_engine.testing import SystemRuntime
 
 ODD = [
@@ -114,6 +114,8 @@ def test_an_upload_can_be_found_and_dropped(client: S3Client, bucket: str) -> No
     assert [(u.key, u.upload_id) for u in client.list_uploads(bucket)] == [("dir/begun +", upload)]
     client.abort_multipart(bucket, "dir/begun +", upload)
     client.abort_multipart(bucket, "dir/begun +", upload)
+    with pytest.raises(NoSuchUpload):
+        client.list_parts(bucket, "dir/begun +", upload)
 
     assert not list(client.list_uploads(bucket))
 
@@ -131,6 +133,37 @@ def test_a_missing_bucket_is_a_mistake_in_the_settings(client: S3Client) -> None
     for call in (client.head_bucket, lambda name: client.list_page(name)):
         with pytest.raises(ConfigError, match="no such bucket"):
             call("nowhere-at-all")
+
+
+def test_an_absent_bucket_is_no_absent_object_where_that_matters(client: S3Client) -> None:
+    """The answer to a HEAD has no body that could tell which of the two it is."""
+    assert client.head("nowhere-at-all", "k") is None
+
+    with pytest.raises(ConfigError, match="no such bucket"):
+        client.head("nowhere-at-all", "k", sure=True)
+    with pytest.raises(ConfigError, match="no such bucket"):
+        client.delete("nowhere-at-all", "k", if_match="0" * 32)
+
+
+def test_an_absent_object_is_surely_absent(client: S3Client, bucket: str) -> None:
+    assert client.head(bucket, "none", sure=True) is None
+
+
+def test_only_the_object_that_was_seen_is_deleted_where_the_server_can(
+    client: S3Client, bucket: str, any_s3: S3Server
+) -> None:
+    seen = client.put(bucket, "k", b"1")
+    client.put(bucket, "k", b"2")
+
+    if any_s3.name == "moto-s3":
+        with pytest.raises(PreconditionFailed):
+            client.delete(bucket, "k", if_match=seen.etag)
+        assert client.get(bucket, "k").read(10) == b"2"
+    found = client.head(bucket, "k")
+    assert found is not None
+    client.delete(bucket, "k", if_match=found.etag)
+    assert client.head(bucket, "k") is None
+    client.delete(bucket, "k", if_match=found.etag)
 
 
 def test_conditions_are_probed(request: Any, client: S3Client, bucket: str, any_s3: Any) -> None:

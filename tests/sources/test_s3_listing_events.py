@@ -6,16 +6,18 @@ import json
 import os
 import random
 from collections.abc import Iterator
+from concurrent.futures import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from support.listing import listing, make, replay
+from support.fake_s3 import FakeS3
+from support.listing import listing, make, replay, run
 from support.s3_servers import S3Server
 
 from sync_engine.core import failpoints
 from sync_engine.s3 import S3EventQueue
-from sync_engine.s3.queue import keys_of
+from sync_engine.s3.queue import EventMessage, keys_of
 from sync_engine.testing import SystemRuntime
 
 EVENTS = int(os.environ.get("S3_EVENTS", "60"))
@@ -71,13 +73,6 @@ def notified(moto_s3: S3Server) -> Iterator[Notified]:
     made.close()
 
 
-@pytest.fixture
-def real() -> Iterator[SystemRuntime]:
-    runtime = SystemRuntime("test")
-    yield runtime
-    runtime.close(1)
-
-
 def test_s14_events_doubled_and_shuffled_tell_the_truth(
     notified: Notified, moto_s3: S3Server, tmp_path: Path, real: SystemRuntime
 ) -> None:
@@ -118,6 +113,97 @@ def test_s14_events_doubled_and_shuffled_tell_the_truth(
 
         assert list(source.changes()) == []
     queue.close()
+
+
+class Told:
+    """A queue that holds one message about a key."""
+
+    def __init__(self, key: str) -> None:
+        self.messages = [EventMessage((("bucket", key),), "handle")]
+
+    def receive(self, wait_s: int = 0) -> list[EventMessage]:
+        del wait_s
+        return self.messages
+
+    def delete(self, messages: list[EventMessage]) -> None:
+        assert messages == self.messages
+        self.messages = []
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("now", ["added", "modified", "deleted"])
+def test_s14_what_an_event_told_is_not_taken_back_by_an_older_page(
+    fake_s3: FakeS3, tmp_path: Path, real: SystemRuntime, ordered: bool, now: str
+) -> None:
+    """Pages are asked for ahead, or gathered first: they may be older than the event."""
+    keys = [f"{n // 10}/{n:02}" for n in range(100)]
+    fake_s3.put_many(keys)
+    state, s3 = tmp_path / "state.db", {"page_size": 3}
+    known = replay(run(make(fake_s3, "bucket", state, real, s3=s3)), {})
+    if not ordered:
+        fake_s3.order = lambda page: page[::-1]
+    key = "0/055" if now == "added" else "0/05"
+    with make(fake_s3, "bucket", state, real, s3=s3, workers=2) as source:
+        scan = source._opened()[1]
+        while not (scan._waiting if ordered else source.state.scan.phase == "merging"):
+            source.step()
+        wait(scan._waiting.values())
+        if now == "deleted":
+            fake_s3.remove(key)
+        else:
+            fake_s3.put_many([key], generation=7)
+        source.take_events(cast("S3EventQueue", Told(key)))
+
+        changes = list(source.changes())
+        source.ack(changes[-1].seq)
+
+    assert [(str(c.op), c.key) for c in changes] == [(now, key)]
+    assert replay(changes, known) == {key: tag for key, (tag, _, _) in fake_s3.objects.items()}
+
+
+@pytest.mark.parametrize("generation", [0, 7])
+def test_s14_what_an_event_found_again_is_not_told_as_deleted(
+    fake_s3: FakeS3, tmp_path: Path, real: SystemRuntime, generation: int
+) -> None:
+    """The scan had missed it already."""
+    keys = [f"{n:02}" for n in range(40)]
+    fake_s3.put_many(keys)
+    state, s3 = tmp_path / "state.db", {"page_size": 10}
+    run(make(fake_s3, "bucket", state, real, s3=s3))
+    fake_s3.remove("05")
+    with make(fake_s3, "bucket", state, real, s3=s3) as source:
+        while not source.state.missing:
+            source.step()
+        fake_s3.put_many(["05"], generation=generation)
+        source.take_events(cast("S3EventQueue", Told("05")))
+
+        changes = list(source.changes())
+
+    assert [(str(c.op), c.key) for c in changes] == [("modified", "05")] * bool(generation)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_s14_an_addition_held_back_is_told_once_or_not_at_all(
+    fake_s3: FakeS3, tmp_path: Path, real: SystemRuntime, gone: bool
+) -> None:
+    """Additions wait for the end of a scan that looks for renames; an event may come before."""
+    fake_s3.put_many([f"{n:02}" for n in range(40)])
+    state, s3 = tmp_path / "state.db", {"page_size": 10}
+    with make(fake_s3, "bucket", state, real, s3=s3, renames=True) as source:
+        while not source.state.scan.objects:
+            source.step()
+        if gone:
+            fake_s3.remove("05")
+        else:
+            fake_s3.put_many(["05"], generation=7)
+        source.take_events(cast("S3EventQueue", Told("05")))
+
+        changes = list(source.changes())
+        objects = source.statistics().objects
+
+    assert {c.op for c in changes} == {"added"}
+    assert sorted(c.key for c in changes) == sorted(fake_s3.objects)
+    assert objects == len(fake_s3.objects)
 
 
 def test_s14_keys_are_decoded_and_other_messages_are_dropped() -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +33,6 @@ POINTS = [
     "s3_listing.before_commit", "s3_listing.merged", "s3_listing.acked",
     "s3_listing.before_release",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def real() -> Iterator[SystemRuntime]:
-    runtime = SystemRuntime("test")
-    yield runtime
-    runtime.close(1)
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "state.db"
 
 
 class Consumer:
@@ -283,6 +271,15 @@ def test_a_foreign_or_newer_or_damaged_file_is_refused(
     damaged.write_bytes(b"no database at all" * 1000)
     with pytest.raises(CorruptData, match="damaged"):
         make(fake_s3, "bucket", damaged, real).open()
+
+
+def test_a_state_file_that_cannot_be_is_a_mistake(
+    fake_s3: FakeS3, tmp_path: Path, real: SystemRuntime
+) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(ConfigError, match="cannot be made"):
+        make(fake_s3, "bucket", tmp_path / "file" / "state.db", real).open()
 
 
 def test_a_full_disk_loses_nothing(fake_s3: FakeS3, state: Path, real: SystemRuntime) -> None:

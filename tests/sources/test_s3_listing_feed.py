@@ -139,18 +139,176 @@ def test_damaged_bytes_are_no_item(fake_s3: FakeS3, context: AdapterContext) -> 
     feed.close()
 
 
-def test_a_failure_skips_nothing(fake_s3: FakeS3, context: AdapterContext) -> None:
+def test_what_was_put_aside_and_taken_later_is_put_aside_no_more(
+    fake_s3: FakeS3, context: AdapterContext, clock: ManualClock
+) -> None:
+    fake_s3.put("k", b"x" * 2000)
+    feed = from_settings(context, **of(fake_s3, content="object", bytes_max=1000, interval_s=10.0))
+    feed.attach()
+    assert take(feed) == []
+    assert [key for key, _, _ in feed.source.state.parked()] == ["k"]
+
+    fake_s3.put("k", b"small")
+    clock.advance(11)
+
+    assert [c.content for c in take(feed)] == [b"small"]
+    assert feed.source.state.parked() == []
+    feed.close()
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_what_was_refused_is_asked_for_again(
+    fake_s3: FakeS3, context: AdapterContext, clock: ManualClock, damaged: bool
+) -> None:
+    """A permission that was missing, or a bad wire, must not cost the object for good."""
+    fake_s3.put("k", b"good")
+    fake_s3.put("large", b"x" * 2000)
+    feed = from_settings(context, **of(fake_s3, content="object", bytes_max=1000, interval_s=10.0))
+    feed.attach()
+    bad = error(403, "AccessDenied")
+    fake_s3.rewrite = lambda r, a: (Answer(200, b"evil", a.headers) if damaged else bad) if (
+        r.key == "k"
+    ) else a  # fmt: skip
+    for _ in range(2):
+        assert take(feed) == []
+        assert feed.progress()["parked"] == 2
+        clock.advance(11)
+
+    fake_s3.rewrite = None
+
+    assert [c.content for c in take(feed)] == [b"good"]
+    assert [key for key, _, _ in feed.source.state.parked()] == ["large"]
+    assert len([r for r in fake_s3.requests if r.key == "large"]) == 1
+    feed.close()
+
+
+def test_an_object_with_a_bad_id_leaves_nothing_when_it_goes(
+    fake_s3: FakeS3, context: AdapterContext, clock: ManualClock
+) -> None:
+    fake_s3.put("k" * 600, b"1")
+    settings = of(fake_s3, renames=True, interval_s=10.0)
+    feed = from_settings(context, **settings)
+    feed.attach()
+    assert take(feed) == []
+    assert feed.progress()["parked"] == 1
+
+    fake_s3.remove("k" * 600)
+    fake_s3.put("fine", b"1")
+    clock.advance(11)
+
+    assert [(c.id, c.content is None) for c in take(feed)] == [("fine", False)]
+    assert feed.source.state.parked() == []
+    assert feed.progress()["parked"] == 1
+    feed.close()
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_what_was_gone_for_a_moment_is_not_lost(
+    fake_s3: FakeS3, context: AdapterContext, clock: ManualClock, back: bool
+) -> None:
+    """It comes back as it was listed: to the listing, nothing has happened."""
+    fake_s3.put("k", b"bytes")
+    feed = from_settings(context, **of(fake_s3, content="object", interval_s=10.0))
+    feed.attach()
+    fake_s3.spoil = lambda r: error(404, "NoSuchKey") if r.key else None
+    assert take(feed) == []
+    assert feed.progress()["vanished"] == 1
+
+    fake_s3.spoil = None
+    if not back:
+        fake_s3.remove("k")
+    clock.advance(11)
+
+    assert [c.content for c in take(feed)] == [b"bytes" if back else None]
+    clock.advance(11)
+    assert take(feed) == []
+    feed.close()
+
+
+def test_a_failure_skips_nothing_and_what_came_before_it_does_not_wait(
+    fake_s3: FakeS3, context: AdapterContext, feeds: list[S3ListingFeed]
+) -> None:
     for n in range(5):
         fake_s3.put(f"{n}", str(n).encode())
-    feed = from_settings(context, **of(fake_s3, content="object", deadline_s=0.3))
+    feeds.append(from_settings(context, **of(fake_s3, content="object", deadline_s=0.3)))
+    (feed,) = feeds
     feed.attach()
     fake_s3.spoil = lambda r: error(503, "SlowDown") if r.key == "2" else None
+
+    while not (batch := feed.poll(10)).changes:
+        pass
+    assert [c.content for c in batch.changes] == [b"0", b"1"]
     with pytest.raises(StoreUnavailable):
-        take(feed)
+        feed.poll(10)
+    assert [r.key for r in fake_s3.requests if r.key in {"0", "1"}] == ["0", "1"]
     fake_s3.spoil = None
 
-    assert [c.content for c in take(feed)] == [b"0", b"1", b"2", b"3", b"4"]
-    feed.close()
+    assert [c.content for c in take(feed)] == [b"2", b"3", b"4"]
+
+
+def poll_through(feed: S3ListingFeed) -> tuple[list[Change], int]:
+    """Poll and acknowledge until the source asks to wait; count the failures on the way."""
+    changes: list[Change] = []
+    failures = 0
+    while True:
+        try:
+            batch = feed.poll(10)
+        except StoreUnavailable:
+            failures += 1
+            assert failures < 50
+            continue
+        changes += batch.changes
+        feed.ack(batch.token)
+        if batch.wait_s:
+            return changes, failures
+
+
+def test_objects_that_always_fail_hold_up_no_others(
+    fake_s3: FakeS3, context: AdapterContext, clock: ManualClock, feeds: list[S3ListingFeed]
+) -> None:
+    """They are put aside after five tries, asked for once after each scan, and then taken."""
+    for n in range(4):
+        fake_s3.put(f"{n}", str(n).encode())
+    settings = of(fake_s3, content="object", deadline_s=0.01, interval_s=10.0)
+    feeds.append(from_settings(context, **settings))
+    (feed,) = feeds
+    feed.attach()
+    fake_s3.spoil = lambda r: error(500, "InternalError") if r.key in {"1", "2"} else None
+
+    changes, failures = poll_through(feed)
+
+    assert [c.content for c in changes] == [b"0", b"3"]
+    assert failures == 2 * 3  # the first of five tries ended a batch, the last put it aside
+    assert [key for key, _, _ in feed.source.state.parked()] == ["1", "2"]
+    clock.advance(11)
+    assert poll_through(feed) == ([], 0)
+
+    fake_s3.spoil = None
+    clock.advance(11)
+
+    assert [c.content for c in poll_through(feed)[0]] == [b"1", b"2"]
+    assert feed.source.state.parked() == []
+
+
+def test_a_server_that_is_away_puts_nothing_aside(
+    fake_s3: FakeS3, context: AdapterContext, feeds: list[S3ListingFeed]
+) -> None:
+    for n in range(3):
+        fake_s3.put(f"{n}", str(n).encode())
+    feeds.append(from_settings(context, **of(fake_s3, content="object", deadline_s=0.01)))
+    (feed,) = feeds
+    feed.attach()
+    while not feed.source.step():
+        pass
+    fake_s3.spoil = lambda _: error(500, "InternalError")
+
+    for _ in range(20):
+        with pytest.raises(StoreUnavailable):
+            feed.poll(10)
+    fake_s3.spoil = None
+
+    assert [c.content for c in take(feed)] == [b"0", b"1", b"2"]
+    assert feed.progress()["parked"] == 0
 
 
 def test_a_refused_scan_is_counted_and_others_go_on(

@@ -28,12 +28,18 @@ def real() -> Iterator[SystemRuntime]:
 
 
 class TestDirectory(BlobsContract):
+    conditional_writes = True
+    free_keys = True
+
     @pytest.fixture
     def blobs(self, tmp_path: Path) -> DirectoryBlobs:
         return DirectoryBlobs(tmp_path / "blobs")
 
 
 class TestMoto(BlobsContract):
+    conditional_writes = True
+    free_keys = True
+
     @pytest.fixture
     def blobs(self, moto_s3: S3Server, real: SystemRuntime) -> Iterator[S3Blobs]:
         with S3Client(moto_s3.settings(), real) as client:
@@ -41,20 +47,13 @@ class TestMoto(BlobsContract):
 
 
 class TestRclone(BlobsContract):
-    atomic = False
+    conditional_writes = False
     free_keys = False
 
     @pytest.fixture
     def blobs(self, rclone_s3: S3Server, real: SystemRuntime) -> Iterator[S3Blobs]:
         with S3Client(rclone_s3.settings(), real) as client:
             yield S3Blobs(client, rclone_s3.new_bucket())
-
-
-def test_a_server_that_ignores_conditions_is_known(any_s3: S3Server, real: SystemRuntime) -> None:
-    with S3Client(any_s3.settings(), real) as client:
-        blobs = S3Blobs(client, any_s3.new_bucket())
-
-        assert blobs.atomic_if_absent is (any_s3.name == "moto-s3")
 
 
 def test_nothing_is_seen_of_a_put_that_failed(tmp_path: Path) -> None:
@@ -69,6 +68,37 @@ def test_nothing_is_seen_of_a_put_that_failed(tmp_path: Path) -> None:
 
     assert blobs.get("d/k") == b"before"
     assert list((tmp_path / ".beside").iterdir()) == []
+
+
+@pytest.mark.parametrize("if_absent", [True, False])
+def test_a_put_that_somebody_undoes_at_once_was_a_put(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, if_absent: bool
+) -> None:
+    """Another process may delete the object, and its folder, before we look again."""
+    blobs, other = DirectoryBlobs(tmp_path), DirectoryBlobs(tmp_path)
+    undone: list[str] = []
+    steps = {"replace": Path.replace, "link": os.link}
+
+    def undo() -> None:
+        other.delete(["d/k"])
+        undone.append("d/k")
+
+    def replace(self: Path, target: Path) -> None:
+        steps["replace"](self, target)
+        undo()
+
+    def link(source: Path, target: Path) -> None:
+        steps["link"](source, target)
+        undo()
+
+    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(os, "link", link)
+
+    made = blobs.put("d/k", b"12345", if_absent=if_absent)
+
+    assert (made.key, made.size) == ("d/k", 5)
+    assert undone == ["d/k"]
+    assert blobs.get("d/k") is None
 
 
 def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from sync_engine.sources.s3_listing import (
     S3ListingSource,
 )
 
-__all__ = ["listing", "make", "replay", "run", "told"]
+__all__ = ["OPERATIONS", "listing", "make", "replay", "run", "told"]
+
+OPERATIONS = int(os.environ.get("S3_OPERATIONS", "300"))
 
 
 def make(server: Any, bucket: str, state: Path, runtime: Any, **given: Any) -> S3ListingSource:

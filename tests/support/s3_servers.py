@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.fake_s3 import FakeS3
 from support.processes import MissingServer, Server
+from support.serving import serve
 
 if TYPE_CHECKING:
     from sync_engine.s3.address import S3Settings
@@ -128,17 +129,7 @@ def _serve(kind: type[RcloneS3 | MotoS3]) -> Iterator[S3Server]:
     pytest.importorskip("boto3")
     if kind is MotoS3:
         pytest.importorskip("moto")
-    try:
-        server = kind()
-    except MissingServer as exc:
-        if os.environ.get("REQUIRE_SERVERS") == "1":
-            pytest.fail(str(exc))
-        pytest.skip(str(exc))
-    try:
-        server.start()
-        yield server
-    finally:
-        server.destroy()
+    yield from serve(kind)
 
 
 @pytest.fixture(scope="session")

@@ -101,6 +101,14 @@ class Fleet:
     def __getitem__(self, name: str) -> SyncEngine:
         return self.engines[name]
 
+    def kill(self, name: str) -> None:
+        """Let an engine be gone without a word, as a killed process is."""
+        house = self.engines.pop(name)._house
+        assert house is not None
+        house.runtime.close(0)
+        house.log._file.close()
+        house.owner.release()
+
     def settle(self, seconds: float = 0.5) -> None:
         """Let time pass."""
         self.runtime.run_for(seconds)

@@ -91,7 +91,19 @@ class Added:
 
 
 @dataclass(frozen=True, slots=True)
-class Modified:
+class _Replaced:
+    seq: int
+    old: S3Object
+    new: S3Object
+
+    @property
+    def key(self) -> str:
+        """The object's key, as it is now."""
+        return self.new.key
+
+
+@dataclass(frozen=True, slots=True)
+class Modified(_Replaced):
     """A key whose object is another one.
 
     Attributes:
@@ -100,15 +112,7 @@ class Modified:
         new: As it is.
     """
 
-    seq: int
-    old: S3Object
-    new: S3Object
     op: ClassVar[Op] = Op.MODIFIED
-
-    @property
-    def key(self) -> str:
-        """The object's key."""
-        return self.new.key
 
     @property
     def etag_kind(self) -> str:
@@ -138,7 +142,7 @@ class Deleted:
 
 
 @dataclass(frozen=True, slots=True)
-class Renamed:
+class Renamed(_Replaced):
     """One key went and one came in the same scan, with the same ETag and size, and no others.
 
     Attributes:
@@ -147,15 +151,7 @@ class Renamed:
         new: As it is.
     """
 
-    seq: int
-    old: S3Object
-    new: S3Object
     op: ClassVar[Op] = Op.RENAMED
-
-    @property
-    def key(self) -> str:
-        """The new key."""
-        return self.new.key
 
 
 S3Change = Added | Modified | Deleted | Renamed

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sync_engine.s3.listing import Row
 from sync_engine.sources.s3_listing.changes import same_by
+from sync_engine.sources.s3_listing.records import rows_of_versions
 from sync_engine.sources.s3_listing.source import S3ListingSource
 
 __all__ = ["Difference", "check"]
@@ -65,8 +66,14 @@ def _stored(source: S3ListingSource) -> Iterator[Row]:
 
 
 def _listed(source: S3ListingSource) -> Iterator[Row]:
-    address = source.address
-    for page in source.client.iter(address.bucket, address.prefix):
-        for row in page.rows:
+    for rows in _pages(source):
+        for row in rows:
             if source.looks_at(row[0]):
                 yield row
+
+
+def _pages(source: S3ListingSource) -> Iterator[Sequence[Row]]:
+    client, address = source.client, source.address
+    if source.versions:
+        return map(rows_of_versions, client.list_versions(address.bucket, address.prefix))
+    return (page.rows for page in client.iter(address.bucket, address.prefix))

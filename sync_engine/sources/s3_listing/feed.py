@@ -7,7 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from sync_engine.core.item import Change, ContentType, check_id
-from sync_engine.errors import ConfigError, CorruptData, InvalidItem, StoreRejected
+from sync_engine.errors import (
+    ConfigError,
+    CorruptData,
+    InvalidItem,
+    StoreRejected,
+    StoreUnavailable,
+)
 from sync_engine.ports import AdapterContext, SourceBatch
 from sync_engine.s3.address import S3Address, S3Settings
 from sync_engine.sources.s3_listing.changes import (
@@ -25,6 +31,7 @@ __all__ = ["S3ListingFeed", "from_settings"]
 _log = get_logger("sources.s3_listing")
 _BATCH_BYTES: Final = 16 << 20
 _BYTES_MAX: Final = 16 << 20
+_TRIES_MAX: Final = 5
 _OWN: Final = frozenset(
     {
         "prefix", "include", "exclude", "identity", "renames", "baseline", "versions", "workers",
@@ -37,8 +44,10 @@ class S3ListingFeed:
     """Gives objects of a bucket as items; implements the port `Source`.
 
     An item is the object's description as JSON, or the object's bytes, verified. An object that
-    cannot be an item (too large, id too long, damaged) is parked: remembered with its reason in the
-    state file, logged and counted, and taken up again when it changes.
+    cannot be an item (too large, id too long, damaged, refused) is parked: remembered with its
+    reason in the state file, logged and counted, and taken up again when it changes. One that is
+    damaged or refused is asked for again after every scan, too; so is one that failed five times
+    in a row for a passing reason while the bucket could be listed: it holds up no others.
 
     Args:
         name: Of this instance.
@@ -78,6 +87,7 @@ class S3ListingFeed:
         self._next_scan_s = 0.0
         self._scan_began_s = 0.0
         self._scanning = False
+        self._failing: tuple[S3Object | None, int] = (None, 0)
         self._counts = {"parked": 0.0, "vanished": 0.0, "given": 0.0, "refused_scans": 0.0}
         try:
             self._id("key")
@@ -108,7 +118,8 @@ class S3ListingFeed:
         With contents, a batch ends at 16 MiB. A rename counts as two.
 
         Raises:
-            StoreUnavailable: Try again later; nothing was skipped.
+            StoreUnavailable: Try again later; nothing was skipped. What came before the change
+                that failed was given by the call before.
         """
         found = self.source.waiting(self._given, max(1, items_max // 2))
         wait_s = 0.0
@@ -121,7 +132,12 @@ class S3ListingFeed:
         for change in found:
             if size >= _BATCH_BYTES:
                 break
-            made = self._items(change)
+            try:
+                made = self._items(change)
+            except StoreUnavailable:
+                if given == self._given:
+                    raise
+                break  # those before it need not wait for it
             size += sum(item.size_bytes for item in made)
             changes += made
             given = change.seq
@@ -174,28 +190,54 @@ class S3ListingFeed:
     def _items(self, change: S3Change) -> list[Change]:
         made = []
         if isinstance(change, Deleted | Renamed):
-            gone = self._checked_id(change.old)
-            if gone is not None:
-                made.append(Change(gone, 0, None))
-        if isinstance(change, Deleted):
-            self.source.state.unpark(change.old.key)
-            return made
-        id = self._checked_id(change.new)
-        if id is not None:
-            content = self._content_of(change.new)
-            if content is not None:
-                kind = ContentType.JSON if self._content == "metadata" else ContentType.BINARY
-                made.append(Change(id, 0, content, int(kind)))
+            made += self._gone(change.old)
+        if not isinstance(change, Deleted):
+            made += self._there(change.new)
         return made
 
-    def _checked_id(self, found: S3Object) -> str | None:
+    def _gone(self, old: S3Object) -> list[Change]:
+        self.source.state.unpark(old.key)
         try:
-            return check_id(self._id(found.key))
-        except InvalidItem as exc:
-            self._park(found, str(exc))
-            return None
+            return [Change(check_id(self._id(old.key)), 0, None)]
+        except InvalidItem:
+            return []  # it never was an item
+
+    def _there(self, new: S3Object) -> list[Change]:
+        try:
+            id = check_id(self._id(new.key))
+            content = self._content_of(new)
+        except (InvalidItem, StoreRejected, CorruptData, StoreUnavailable) as exc:
+            if isinstance(exc, StoreUnavailable) and not self._is_to_blame(new):
+                raise
+            self._park(new, str(exc))
+            if not isinstance(exc, InvalidItem) and new.size <= self._bytes_max:
+                self.source.state.doubt(new.key)  # access may be granted, and wires be mended
+            return []
+        self.source.state.unpark(new.key)
+        if content is None:
+            # Gone since it was listed. The next scan tells its deletion, or, where it is back by
+            # then, tells it anew: it may be just what the state remembers.
+            self._counts["vanished"] += 1
+            self.source.state.doubt(new.key)
+            return []
+        kind = ContentType.JSON if self._content == "metadata" else ContentType.BINARY
+        return [Change(id, 0, content, int(kind))]
+
+    def _is_to_blame(self, failed: S3Object) -> bool:
+        """Tell whether others need not wait any longer for an object that could not be read.
+
+        Raises:
+            StoreUnavailable: The bucket cannot be asked either: it is not this object.
+        """
+        address = self.source.address
+        self.source.client.list_page(address.bucket, address.prefix, max_keys=1)
+        before, tries = self._failing
+        tries = tries + 1 if before == failed else 1
+        self._failing = (failed, tries)
+        return tries >= _TRIES_MAX or self.source.state.is_parked(failed)
 
     def _content_of(self, found: S3Object) -> bytes | None:
+        """Return what the item holds; None where the object is gone."""
         if self._content == "metadata":
             fields = {
                 "bucket": self.source.address.bucket,
@@ -205,22 +247,15 @@ class S3ListingFeed:
                 "modified_ms": found.modified_ms,
             }
             return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
-        try:
-            got = self.source.client.get_bytes(
-                self.source.address.bucket, found.key, bytes_max=self._bytes_max
-            )
-        except (StoreRejected, CorruptData) as exc:
-            self._park(found, str(exc))
-            return None
-        if got is None:
-            # Gone since it was listed: the next scan tells its deletion.
-            self._counts["vanished"] += 1
-            return None
-        return got[0]
+        got = self.source.client.get_bytes(
+            self.source.address.bucket, found.key, bytes_max=self._bytes_max
+        )
+        return None if got is None else got[0]
 
     def _park(self, found: S3Object, reason: str) -> None:
+        if not self.source.state.park(found, reason):
+            return
         self._counts["parked"] += 1
-        self.source.state.park(found, reason)
         _log.warning("s3_object_parked", source=self.name, key=found.key, reason=reason)
 
 

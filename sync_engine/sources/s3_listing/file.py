@@ -78,12 +78,12 @@ class StateFile:
 
     def outbox(self, after: int, limit: int) -> list[S3Change]:
         """Return changes that were not acknowledged, by seq, those after a seq only."""
-        with damage(self.path):
-            rows = self._db.execute(
-                "SELECT seq, op, old_key, old_etag, old_size, old_modified, key, etag, size,"
-                " modified FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?",
-                (after, limit),
-            ).fetchall()
+        rows = self._all(
+            "SELECT seq, op, old_key, old_etag, old_size, old_modified, key, etag, size,"
+            " modified FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?",
+            after,
+            limit,
+        )
         return [change_of(row) for row in rows]
 
     @property
@@ -94,7 +94,7 @@ class StateFile:
     @property
     def head(self) -> int:
         """Seq of the newest change ever; 0 where there was none."""
-        found = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'").fetchone()
+        found = self._one("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'")
         return 0 if found is None else int(found[0])
 
     def ack(self, seq: int) -> None:
@@ -110,24 +110,53 @@ class StateFile:
 
     # -- objects put aside ------------------------------------------------------------------------
 
-    def park(self, found: S3Object, reason: str) -> None:
-        """Remember an object that could not be taken, and why."""
+    def park(self, found: S3Object, reason: str) -> bool:
+        """Remember an object that could not be taken, and why; return whether that is news."""
+        known = self._one(
+            "SELECT 1 FROM parked WHERE key = ? AND etag = ? AND size = ? AND reason = ?",
+            found.key,
+            found.etag,
+            found.size,
+            reason,
+        )
+        if known is not None:
+            return False
         with self._transaction():
             self._db.execute(
                 "INSERT OR REPLACE INTO parked VALUES (?, ?, ?, ?)",
                 (found.key, found.etag, found.size, reason),
             )
+        return True
+
+    def is_parked(self, found: S3Object) -> bool:
+        """Tell whether this very object was put aside, for whatever reason."""
+        return (
+            self._one(
+                "SELECT 1 FROM parked WHERE key = ? AND etag = ? AND size = ?",
+                found.key,
+                found.etag,
+                found.size,
+            )
+            is not None
+        )
 
     def unpark(self, key: str) -> None:
-        """Forget that an object was put aside."""
+        """Forget that an object was put aside. Cost: one look-up where it was not."""
+        if self._one("SELECT 1 FROM parked WHERE key = ?", key) is None:
+            return
         with self._transaction():
             self._db.execute("DELETE FROM parked WHERE key = ?", (key,))
 
     def parked(self, limit: int = 1000) -> list[tuple[str, int, str]]:
         """Return key, size and reason of objects put aside, by key."""
-        return self._db.execute(
-            "SELECT key, size, reason FROM parked ORDER BY key LIMIT ?", (limit,)
-        ).fetchall()
+        return self._all("SELECT key, size, reason FROM parked ORDER BY key LIMIT ?", limit)
+
+    # -- objects ----------------------------------------------------------------------------------
+
+    def doubt(self, key: str) -> None:
+        """Take what is stored of a key for another object than any: the next scan tells it anew."""
+        with self._transaction():
+            self._db.execute("UPDATE object SET etag = '', size = -1 WHERE key = ?", (key,))
 
     def stored_one(self, key: str) -> Row | None:
         """Return what is stored of a key."""
@@ -138,10 +167,11 @@ class StateFile:
 
     def stored(self, after: str, limit: int) -> list[Row]:
         """Return what is stored, in order, after a key."""
-        return self._db.execute(
+        return self._all(
             "SELECT key, etag, size, modified FROM object WHERE key > ? ORDER BY key LIMIT ?",
-            (after, limit),
-        ).fetchall()
+            after,
+            limit,
+        )
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -177,6 +207,10 @@ class StateFile:
     def _one(self, query: str, *given: Any) -> Any:
         with damage(self.path):
             return self._db.execute(query, given).fetchone()
+
+    def _all(self, query: str, *given: Any) -> list[Any]:
+        with damage(self.path):
+            return self._db.execute(query, given).fetchall()
 
     def _meta(self, name: str) -> str | None:
         row = self._one("SELECT value FROM meta WHERE name = ?", name)

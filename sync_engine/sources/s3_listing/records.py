@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from sync_engine.s3.listing import Row
@@ -17,7 +18,16 @@ from sync_engine.sources.s3_listing.changes import (
     S3Object,
 )
 
-__all__ = ["Counts", "Diff", "PartState", "Rules", "ScanState", "change_of", "compare"]
+__all__ = [
+    "Counts",
+    "Diff",
+    "PartState",
+    "Rules",
+    "ScanState",
+    "change_of",
+    "compare",
+    "rows_of_versions",
+]
 
 
 @dataclass(slots=True)
@@ -130,6 +140,23 @@ def compare(stored: list[Row], rows: Sequence[Row], same: Callable[[Row, Row], b
                 diff.changed.append((old, row))
     diff.missing = list(known.values())
     return diff
+
+
+def rows_of_versions(page: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Return the objects that a page of `S3Client.list_versions` shows.
+
+    Versions are told apart by their id: the same bytes written again are another version.
+    """
+    return [
+        (v["key"], f"{v['etag']};{v['version']}", v["size"], _written(v["modified_ms"]))
+        for v in page
+        if v["latest"] and not v["deleted"]
+    ]
+
+
+def _written(ms: int) -> str:
+    when = datetime.fromtimestamp(ms / 1000, UTC)
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def change_of(row: tuple[Any, ...]) -> S3Change:

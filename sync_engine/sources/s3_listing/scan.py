@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 from sync_engine.errors import StoreUnavailable
 from sync_engine.ports import Runtime
@@ -15,7 +14,7 @@ from sync_engine.s3.address import S3Address
 from sync_engine.s3.client import S3Client
 from sync_engine.s3.listing import Row
 from sync_engine.sources.s3_listing.changes import KeyFilter, TooManyDeletions
-from sync_engine.sources.s3_listing.records import PartState, Rules
+from sync_engine.sources.s3_listing.records import PartState, Rules, rows_of_versions
 from sync_engine.sources.s3_listing.state import ListingState
 from sync_engine.telemetry import get_logger
 
@@ -116,6 +115,7 @@ class Scan:
 
     def look(self, keys: Iterable[str]) -> int:
         """Ask for single keys and take what is found; return how many were news."""
+        self._forget_pages()  # they were asked for before, and would take back what is learned now
         found: dict[str, Row | None] = {}
         for key in keys:
             page = self._client.list_page(self._address.bucket, key, max_keys=1)
@@ -133,7 +133,7 @@ class Scan:
         try:
             return self._step()
         except BaseException:
-            self._drop_requests()
+            self.drop_requests()
             raise
 
     def _step(self) -> bool:
@@ -149,15 +149,19 @@ class Scan:
             self._advance(from_spool=phase == "merging")
         return False
 
-    def _drop_requests(self) -> None:
-        for future in self._waiting.values():
-            future.cancel()
-        self._waiting.clear()
+    def drop_requests(self) -> None:
+        """Let go of all that is under way; the scan goes on from what the state holds."""
+        self._forget_pages()
         self._tokens.clear()
         self._parts.clear()
         self._versions = None
         self._loaded = False
         self._spooling = False
+
+    def _forget_pages(self) -> None:
+        for future in self._waiting.values():
+            future.cancel()
+        self._waiting.clear()
 
     # -- ranges -----------------------------------------------------------------------------------
 
@@ -223,19 +227,31 @@ class Scan:
         bucket, prefix = self._address.bucket, self._address.prefix
         while True:
             page = self._client.list_page(bucket, prefix, start_after=after or None, token=token)
+            rows = self._texts(page.rows)
             if not page.truncated:
-                return Page(page.rows, None)
-            if page.rows:
-                return Page(page.rows, page.rows[-1][0], page.token)
-            if page.token is None or page.token == token:
+                return Page(rows, None)
+            if rows:
+                return Page(rows, rows[-1][0], page.token)
+            if page.token is None:
                 raise StoreUnavailable("s3", "list", "the listing does not say how to go on")
             token = page.token
+
+    def _texts(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Leave out keys that are no UTF-8: neither can they be asked for, nor be stored."""
+        if _is_text("".join([row[0] for row in rows])):
+            return rows
+        kept = [row for row in rows if _is_text(row[0])]
+        _log.limited(
+            "s3_keys_left_out", bucket=self._address.bucket, keys=len(rows) - len(kept),
+            reason="they are no UTF-8",
+        )  # fmt: skip
+        return kept
 
     def _take(self, part: PartState, page: Page, *, ordered: bool = False) -> None:
         rows, end = page.rows, page.end
         if not ordered and not _ascends(rows, part.at):
             _log.warning("s3_listing_unordered", bucket=self._address.bucket)
-            self._drop_requests()
+            self.drop_requests()
             self._state.begin_spool()
             return
         if part.high is not None and rows and rows[-1][0] >= part.high:
@@ -246,7 +262,7 @@ class Scan:
         self._state.merge(part, rows, end, self._rules, page.markers)
         self._tokens[part.id] = page.token
         if end is None:
-            del self._parts[part.id]
+            del self._parts[part.id], self._tokens[part.id]  # the next scan has parts of these ids
             late = self._waiting.pop(part.id, None)
             if late is not None:
                 late.cancel()
@@ -268,7 +284,7 @@ class Scan:
         for found in pages:
             if held is not None:
                 yield held
-            rows = [_version_row(v) for v in found if v["latest"] and not v["deleted"]]
+            rows = self._texts(rows_of_versions(found))
             markers = {v["key"]: v["version"] for v in found if v["latest"] and v["deleted"]}
             last = found[-1]["key"] if found else after
             held = Page(rows, last, None, markers)
@@ -284,7 +300,7 @@ class Scan:
         page = self._client.list_page(address.bucket, address.prefix, token=self._spool_token)
         if page.truncated and page.token is None:
             raise StoreUnavailable("s3", "list", "the listing has no order and no token to go on")
-        rows = [row for row in page.rows if not self._keep or self._keep(row[0])]
+        rows = [row for row in self._texts(page.rows) if not self._keep or self._keep(row[0])]
         self._state.spool(rows, last=not page.truncated)
         self._spool_token = page.token
         self._spooling = page.truncated
@@ -338,11 +354,12 @@ def _ascends(rows: Sequence[Row], after: str) -> bool:
     return keys[0] > after and keys == sorted(set(keys))
 
 
-def _version_row(found: Mapping[str, Any]) -> Row:
-    # Versions are told apart by their id: the same bytes written again are another version.
-    when = datetime.fromtimestamp(found["modified_ms"] / 1000, UTC)
-    text = when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return found["key"], f"{found['etag']};{found['version']}", found["size"], text
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _tell(address: S3Address, before: int, now: int) -> None:

@@ -54,7 +54,10 @@ def open_file(path: Path, cache_bytes: int) -> sqlite3.Connection:
         CorruptData: It is damaged.
         StoreUnavailable: The disk does not do.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be made: {exc.strerror}") from exc
     with damage(path):
         db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     try:
@@ -118,9 +121,9 @@ def bind(db: sqlite3.Connection, path: Path, about: Mapping[str, object], *, reb
         return False
     same_bucket = all(before.get(n) == now.get(n) for n in ("endpoint", "bucket", "versions"))
     if not same_bucket:
-        db.execute("DELETE FROM object")
-        db.execute("DELETE FROM outbox")
-        db.execute("DELETE FROM mark")
+        for table in ("object", "outbox", "mark", "parked"):
+            db.execute(f"DELETE FROM {table}")  # noqa: S608 - names of ours
+        db.execute("UPDATE scan SET scans = 0")  # the next is a first one: it may be a baseline
     return True
 
 

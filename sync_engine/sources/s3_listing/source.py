@@ -209,7 +209,10 @@ class S3ListingSource:
 
     def close(self) -> None:
         """Close the file and the connections; safe twice. It may be opened again."""
-        state, self._state, self._scan = self._state, None, None
+        state, self._state = self._state, None
+        scan, self._scan = self._scan, None
+        if scan is not None:
+            scan.drop_requests()
         if state is not None:
             state.close()
         client = self._client
@@ -222,11 +225,16 @@ class S3ListingSource:
         return {
             "endpoint": self.settings.endpoint,
             "bucket": self.address.bucket,
-            "versions": self._limits.versions,
+            "versions": self.versions,
             "prefix": self.address.prefix,
             "include": self._keep.include,
             "exclude": self._keep.exclude,
         }
+
+    @property
+    def versions(self) -> bool:
+        """Whether versions are listed in place of objects."""
+        return self._limits.versions
 
     def looks_at(self, key: str) -> bool:
         """Tell whether a key belongs to this source."""
@@ -302,7 +310,7 @@ class S3ListingSource:
             ConfigError: This source lists versions, which events do not tell.
             StoreUnavailable: Try again later; the messages come again.
         """
-        if self._limits.versions:
+        if self.versions:
             raise ConfigError("events do not go with versions")
         _, scan = self._opened()
         messages = queue.receive(wait_s)
@@ -310,9 +318,7 @@ class S3ListingSource:
             key: None
             for message in messages
             for bucket, key in message.keys
-            if bucket == self.address.bucket
-            and key.startswith(self.address.prefix)
-            and self.looks_at(key)
+            if bucket == self.address.bucket and self.looks_at(key)
         }
         scan.look(keys)
         if failpoints.armed:

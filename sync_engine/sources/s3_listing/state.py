@@ -13,7 +13,6 @@ from sync_engine.core import failpoints
 from sync_engine.s3.listing import Row
 from sync_engine.sources.s3_listing.ending import Ending
 from sync_engine.sources.s3_listing.records import Counts, Diff, PartState, Rules, compare
-from sync_engine.sources.s3_listing.schema import damage
 
 __all__ = ["ListingState"]
 
@@ -43,12 +42,12 @@ class ListingState(Ending):
 
     def parts(self) -> list[PartState]:
         """Return the ranges that are not done."""
-        rows = self._db.execute("SELECT id, low, high, at FROM part WHERE NOT done ORDER BY low")
+        rows = self._all("SELECT id, low, high, at FROM part WHERE NOT done ORDER BY low")
         return [PartState(*row) for row in rows]
 
     def bounds(self, parts: int) -> list[str]:
         """Return keys that cut what is known into about equal ranges; may be fewer than asked."""
-        marks = [row[0] for row in self._db.execute("SELECT key FROM mark ORDER BY key")]
+        marks = [row[0] for row in self._all("SELECT key FROM mark ORDER BY key")]
         parts = min(parts, len(marks) // 2)
         return [marks[len(marks) * n // parts] for n in range(1, parts)]
 
@@ -85,14 +84,9 @@ class ListingState(Ending):
 
     def _stored(self, after: str, stop: str | None) -> list[Row]:
         query = "SELECT key, etag, size, modified FROM object WHERE key > ?"
-        with damage(self.path):
-            if stop is None:
-                found = self._db.execute(f"{query} ORDER BY key LIMIT ?", (after, _STORED_MAX))
-            else:
-                found = self._db.execute(
-                    f"{query} AND key <= ? ORDER BY key LIMIT ?", (after, stop, _STORED_MAX)
-                )
-            return found.fetchall()
+        if stop is None:
+            return self._all(f"{query} ORDER BY key LIMIT ?", after, _STORED_MAX)
+        return self._all(f"{query} AND key <= ? ORDER BY key LIMIT ?", after, stop, _STORED_MAX)
 
     def _merge(
         self,
@@ -180,8 +174,13 @@ class ListingState(Ending):
             if row is not None:
                 db.execute("DELETE FROM missing WHERE key = ?", (key,))
             return False
-        # A scan under way may have missed the key, or hold its addition back: no longer true.
+        # A scan under way may have missed the key, or gathered it as it was, or hold its addition
+        # back: no longer true.
         db.execute("DELETE FROM missing WHERE key = ?", (key,))
+        if self.scan.phase in {"spooling", "merging"}:
+            db.execute("DELETE FROM spool WHERE key = ?", (key,))
+            if row is not None:
+                db.execute("INSERT INTO spool VALUES (?, ?, ?, ?)", row)
         held = db.execute("DELETE FROM fresh WHERE key = ?", (key,)).rowcount
         before: Row | None = None if held else old
         if row is None:
@@ -221,7 +220,8 @@ class ListingState(Ending):
 
     def spooled(self, after: str, limit: int) -> list[Row]:
         """Return gathered objects in order, those after a key."""
-        return self._db.execute(
+        return self._all(
             "SELECT key, etag, size, modified FROM spool WHERE key > ? ORDER BY key LIMIT ?",
-            (after, limit),
-        ).fetchall()
+            after,
+            limit,
+        )

@@ -57,6 +57,11 @@ class DirectoryBlobs:
     def __repr__(self) -> str:
         return f"DirectoryBlobs({str(self.root)!r})"
 
+    @property
+    def atomic_if_absent(self) -> bool:
+        """Whether of several writers with `if_absent` exactly one wins: always."""
+        return True
+
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> BlobInfo:
         """Store an object whole.
 
@@ -69,13 +74,14 @@ class DirectoryBlobs:
         try:
             beside = self._write_beside(data)
             try:
+                made = _info(key, beside.stat())  # of ours: another writer may replace it at once
                 if failpoints.armed:
                     failpoints.hit("blobs.before_rename")
                 self._into_place(beside, target, key, if_absent=if_absent)
+                return made
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     beside.unlink()
-            return _info(key, target.stat())
         except OSError as exc:
             raise _translated(exc, "put") from exc
 
@@ -146,11 +152,12 @@ class DirectoryBlobs:
                     os.link(beside, target)
                 else:
                     beside.replace(target)
-                _sync(target.parent)
             except FileExistsError:
                 raise Conflict(key, 0, 1) from None
             except FileNotFoundError:
                 continue  # the folder was empty for a moment, and somebody pruned it
+            with contextlib.suppress(FileNotFoundError):  # deleted since, and its folder with it
+                _sync(target.parent)
             return
         raise StoreUnavailable(_STORE, "put", "its folder goes away again and again")
 

@@ -9,6 +9,7 @@ from typing import Final
 from sync_engine.errors import Conflict
 from sync_engine.ports import BlobInfo
 from sync_engine.s3.client import S3Client
+from sync_engine.s3.errors import PreconditionFailed
 from sync_engine.telemetry import get_logger
 
 __all__ = ["S3Blobs"]
@@ -68,7 +69,10 @@ class S3Blobs:
             if self._client.head(self._bucket, name) is not None:
                 raise Conflict(key, 0, 1)
             if_absent = False
-        made = self._client.put(self._bucket, name, data, if_absent=if_absent)
+        try:
+            made = self._client.put(self._bucket, name, data, if_absent=if_absent)
+        except PreconditionFailed:
+            raise Conflict(key, 0, 1) from None
         return BlobInfo(key=key, size=made.size, etag=made.etag, modified_ms=made.modified_ms)
 
     def get(self, key: str) -> bytes | None:
