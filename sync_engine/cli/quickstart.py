@@ -60,10 +60,8 @@ class _Results:
     written: Written
     recovered: Recovered
     opened_s: float
-    first: Reading
+    readings: tuple[Reading, ...]
     flushed: FlushReport
-    second: Reading
-    third: Reading
     denied: tuple[int, float]
     archived: int
     stats: dict[str, Any]
@@ -90,8 +88,7 @@ def _run(context: Context) -> int:
     try:
         first = read_back(engine, written, clock)
         flushed = engine.flush()
-        second = read_back(engine, written, clock)
-        third = read_back(engine, written, clock)
+        later = [read_back(engine, written, clock) for _ in range(2)]
         results = _Results(
             root=root,
             config=config,
@@ -99,10 +96,8 @@ def _run(context: Context) -> int:
             written=written,
             recovered=recovered,
             opened_s=opened_s,
-            first=first,
+            readings=(first, *later),
             flushed=flushed,
-            second=second,
-            third=third,
             denied=absent_reads(engine, list(written.acked), clock),
             archived=engine.count_prefix(prefix),
             stats=engine.stats(),
@@ -164,11 +159,10 @@ def _environments(root: Path) -> list[str]:
 
 def _whole(results: _Results) -> bool:
     asked = len(results.written.acked)
-    readings = (results.first, results.second, results.third)
     return (
         asked > 0
         and results.written.status == -9
-        and all(reading.verified == asked for reading in readings)
+        and all(reading.verified == asked for reading in results.readings)
         and not results.flushed.left
         and results.archived >= asked
     )
@@ -176,6 +170,7 @@ def _whole(results: _Results) -> bool:
 
 def _document(results: _Results, *, whole: bool) -> dict[str, Any]:
     written, recovered = results.written, results.recovered
+    first, second, third = results.readings
     return {
         "complete": whole,
         "directory": results.root,
@@ -188,10 +183,10 @@ def _document(results: _Results, *, whole: bool) -> dict[str, Any]:
         "killed": {"pid": written.pid, "signal": -written.status},
         "log": recovered,
         "reopen_seconds": results.opened_s,
-        "read_after_kill": results.first,
+        "read_after_kill": first,
         "flush": results.flushed,
-        "read_after_flush": results.second,
-        "read_again": results.third,
+        "read_after_flush": second,
+        "read_again": third,
         "absent_denied": results.denied[0],
         "absent_seconds": results.denied[1],
         "archived": results.archived,
@@ -207,8 +202,7 @@ def _print(context: Context, results: _Results, *, whole: bool) -> None:
     output.table("Where it is now", ("tier", "items", "bytes", ""), _tiers(results), right=(1, 2))
     for id, reason in islice(written.errors.items(), 5):
         output.warn(f"not taken: {id}: {reason}")
-    readings = {"after the kill": results.first, "later": results.second, "at last": results.third}
-    for name, reading in readings.items():
+    for name, reading in zip(("after the kill", "later", "at last"), results.readings, strict=True):
         for kind, ids in (("missing", reading.missing), ("damaged", reading.damaged)):
             if ids:
                 output.error(f"{count(len(ids), 'file')} {kind} {name}: {shown(ids[0])} ...")
@@ -222,6 +216,7 @@ def _print(context: Context, results: _Results, *, whole: bool) -> None:
 
 def _steps(results: _Results) -> list[tuple[str, str, str, str, str]]:
     written, recovered = results.written, results.recovered
+    first, second, third = results.readings
     durability = f"durability {results.config.durability.value}"
     rate = len(written.acked) / written.seconds if written.seconds else 0.0
     denied, denied_s = results.denied
@@ -248,7 +243,7 @@ def _steps(results: _Results) -> list[tuple[str, str, str, str, str]]:
             f"above the archive's cursor, of {recovered.positions:,} positions",
         ),
         ("engine reopened", "", "", duration(results.opened_s), "reads and writes from here on"),
-        _reading("read back, SHA-256 verified", results.first),
+        _reading("read back, SHA-256 verified", first),
         (
             "flushed",
             "",
@@ -256,8 +251,8 @@ def _steps(results: _Results) -> list[tuple[str, str, str, str, str]]:
             duration(results.flushed.seconds),
             "everything archived" if results.flushed.complete else "not everything delivered",
         ),
-        _reading("read again", results.second),
-        _reading("and again", results.third),
+        _reading("read again", second),
+        _reading("and again", third),
         (
             "asked for absent ids",
             f"{denied:,}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -9,13 +10,19 @@ from typing import Final
 from sync_engine.s3 import Part
 from sync_engine.sources.file_watch import FileLedger, Row, State
 
-__all__ = ["UploadLedger"]
+__all__ = ["NOT_REMOVED", "UploadLedger"]
+
+NOT_REMOVED: Final = "the local file cannot be removed"
+"""Reason of a row whose object is whole and whose file the system keeps us from removing."""
 
 _UPLOADS: Final = """
 CREATE TABLE IF NOT EXISTS upload (
     upload_id TEXT PRIMARY KEY, key TEXT NOT NULL, at_ms INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS intent (key TEXT PRIMARY KEY, at_ms INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS leaving (
+    root INTEGER NOT NULL, path BLOB NOT NULL, PRIMARY KEY (root, path)
+) WITHOUT ROWID;
 """
 _OPEN: Final = (State.SEEN, State.STABLE, State.UPLOADING, State.UPLOADED, State.GONE)
 
@@ -29,6 +36,9 @@ class UploadLedger(FileLedger):
             with self.step():
                 for statement in _UPLOADS.split(";"):
                     self._db.execute(statement)
+                self._db.execute(
+                    "INSERT OR IGNORE INTO meta VALUES ('mark', ?)", (secrets.token_hex(4),)
+                )
         except BaseException:
             self.close()
             raise
@@ -52,20 +62,17 @@ class UploadLedger(FileLedger):
         self._db.execute("DELETE FROM part WHERE root = ? AND path = ?", (root, path))
 
     def key_owner(self, key: str, row: Row) -> bytes | None:
-        """Return another file that has a key; None where it is free."""
+        """Return another file that has a key; None where it is free.
+
+        One that was removed here has its key all the more: the object is the only copy.
+        """
         query = (
             "SELECT path FROM file WHERE key = ? AND NOT (root = ? AND path = ?) "
-            "AND state NOT IN (?, ?, ?) LIMIT 1"
+            "AND state NOT IN (?, ?) LIMIT 1"
         )
-        values = (key, row.root, row.path, State.REMOVED, State.IGNORED, State.PARKED)
+        values = (key, row.root, row.path, State.IGNORED, State.PARKED)
         found = self._db.execute(query, values).fetchone()
         return None if found is None else found[0]
-
-    def again(self, state: State, to: State, now_ms: int) -> None:
-        """Move all rows of a state to another, due now."""
-        self._db.execute(
-            "UPDATE file SET state = ?, due_ms = ? WHERE state = ?", (to, now_ms, state)
-        )
 
     def make_due(self, state: State, now_ms: int) -> None:
         """Make all rows of a state due."""
@@ -84,6 +91,12 @@ class UploadLedger(FileLedger):
         counts = self.counts()
         return sum(counts.get(state, 0) for state in _OPEN)
 
+    def refused_count(self) -> int:
+        """Return how many files could not be removed when it was last tried."""
+        query = "SELECT count(*) FROM file WHERE state = ? AND reason = ?"
+        found: int = self._db.execute(query, (State.UPLOADED, NOT_REMOVED)).fetchone()[0]
+        return found
+
     def in_state(self, state: State, limit: int) -> list[Row]:
         """Return some rows of a state, longest due first."""
         return self.due(state, 1 << 62, limit)
@@ -92,6 +105,25 @@ class UploadLedger(FileLedger):
         """Return the uploads in parts that are known."""
         query = "SELECT upload_id FROM file WHERE upload_id IS NOT NULL"
         return {row[0] for row in self._db.execute(query)}
+
+    # -- local files that are being removed -------------------------------------------------------
+
+    def own_mark(self) -> str:
+        """Return what tells names that this ledger gives from those of another."""
+        found: str = self._db.execute("SELECT value FROM meta WHERE name = 'mark'").fetchone()[0]
+        return found
+
+    def leave(self, root: int, path: bytes) -> None:
+        """Note that a file is about to be taken aside."""
+        self._db.execute("INSERT OR IGNORE INTO leaving VALUES (?, ?)", (root, path))
+
+    def left(self, root: int, path: bytes) -> None:
+        """Note that a file is not aside any more."""
+        self._db.execute("DELETE FROM leaving WHERE root = ? AND path = ?", (root, path))
+
+    def leaving(self) -> list[tuple[int, bytes]]:
+        """Return the files that may be aside."""
+        return self._db.execute("SELECT root, path FROM leaving").fetchall()
 
     # -- uploads in parts that were begun ---------------------------------------------------------
 

@@ -232,6 +232,7 @@ class FilesToS3:
             self._count()
             self.finder.watcher.close()
             self._ledger.close()
+            self._waker.close()
         if self._client is not None:
             self._client.close()
         return stuck
@@ -276,7 +277,10 @@ class FilesToS3:
         open_ = self._ledger.open_count() + waiting
         errors = [f"{root}: {why}" for root, why in finder.errors.items()]
         errors += [e for e in (finder.held_back, self._steps.error, self._fault) if e]
-        idle = finder.idle and not (open_ or self._busy or self._outcomes or self._cleaner.unnoted)
+        open_now = open_ - self._ledger.refused_count()
+        idle = finder.idle and not (
+            open_now or self._busy or self._outcomes or self._cleaner.unnoted
+        )
         now, stalled_at = self._clock.monotonic(), self._stalled_at
         self._progress = Progress(
             files={state.name.lower(): count for state, count in counts.items()},

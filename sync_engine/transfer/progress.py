@@ -29,7 +29,8 @@ class Progress:
         commits: Commits of the ledger.
         watcher: Its name.
         stalled_s: Seconds since the server began to fail whatever it is asked; 0 where it does not.
-        idle: Whether all that is there was looked at and nothing waits.
+        idle: Whether all that is there was looked at and nothing waits, but for what the system
+            keeps us from removing here.
         errors: What keeps files from being found or sent.
         problems: Paths and reasons of the last files that were put aside.
     """

@@ -53,7 +53,8 @@ class TransferSettings:
             ``error`` parks the file; ``version_suffix`` takes the next free key ``key~1``,
             ``key~2`` ... An endpoint that does not honour conditional writes is refused with
             ``error``, and told of with the other two: two writers at one moment are not told apart.
-        after: ``keep``, ``delete`` or ``move``.
+        after: ``keep``, ``delete`` or ``move``. That a file was removed, and which object has its
+            content, is remembered for thirty days: meanwhile no other file gets that key.
         move_to: Directory for ``move``; outside of what is watched.
         prune: Whether directories that cleaning up left empty are removed.
         concurrency: Uploads at a time, 1 to 256. Memory is at most this times the part size.

@@ -32,9 +32,10 @@ class Tally:
     problems: list[tuple[bytes, str]] = field(default_factory=list)
 
     def problem(self, path: bytes, reason: str) -> None:
-        """Keep a reason for people to see; the last hundred."""
-        self.problems.append((path, reason))
-        del self.problems[:-100]
+        """Keep a reason for people to see, each once; the last hundred."""
+        if (path, reason) not in self.problems:
+            self.problems.append((path, reason))
+            del self.problems[:-100]
 
 
 class Steps:
@@ -83,6 +84,7 @@ class Steps:
     # -- the way of a file ------------------------------------------------------------------------
 
     def _begun(self, row: Row, outcome: Outcome) -> Row:
+        self.tally.changed += row.upload_id is not None  # one of an older content was given up
         self._ledger.drop_parts(row.root, row.path)
         if outcome.upload_id is not None:
             now_ms = self._clock.now_ms()
@@ -127,8 +129,12 @@ class Steps:
         self._ledger.mark("ledger.verified")
         row = row._replace(etag=outcome.etag or row.etag, attempts=0, reason="")
         if row.seen != row.taken:
+            self.tally.changed += 1
             return self._seen_again(row)
-        return row._replace(state=State.VERIFIED, due_ms=self._clock.now_ms())
+        row = row._replace(state=State.VERIFIED, due_ms=self._clock.now_ms())
+        if self.cleans(row):
+            self._ledger.leave(row.root, row.path)
+        return row
 
     def removed(self, row: Row) -> Row:
         """Return the row of a file that was cleaned up."""
@@ -141,10 +147,10 @@ class Steps:
         self.tally.changed += 1
         return self._seen_again(row)
 
-    def remove_later(self, row: Row, pause_s: float) -> Row:
+    def remove_later(self, row: Row, pause_s: float, reason: str) -> Row:
         """Return the row of a file that cannot be cleaned up now; it is verified again then."""
         due_ms = self._clock.now_ms() + round(pause_s * 1000)
-        return row._replace(state=State.UPLOADED, due_ms=due_ms)
+        return row._replace(state=State.UPLOADED, due_ms=due_ms, reason=reason)
 
     def _deleted(self, row: Row, outcome: Outcome) -> Row | None:
         del outcome

@@ -18,7 +18,7 @@ from sync_engine.errors import (
     StoreRejected,
     StoreUnavailable,
 )
-from sync_engine.s3 import Part, PreconditionFailed, S3Client, S3Info
+from sync_engine.s3 import NoSuchUpload, Part, PreconditionFailed, S3Client, S3Info
 from sync_engine.sinks.s3_upload.digests import Digests, holds, multipart_etag, read_back
 from sync_engine.sources.file_watch.beneath import Fingerprint, fingerprint, open_beneath
 from sync_engine.telemetry import get_logger
@@ -251,10 +251,8 @@ class Uploader:
         try:
             parts, md5s = self._send_parts(task, handle, upload_id, digests.sha256)
             info = self._complete(task, key, upload_id, parts)
-        except StoreRejected as exc:
-            if "multipart upload is gone" in exc.hint:
-                return Outcome(task, Result.CHANGED)  # begin anew
-            raise
+        except NoSuchUpload:
+            return Outcome(task, Result.CHANGED)  # begin anew
         if failpoints.armed:
             failpoints.hit("upload.sent")
         whole = Digests(digests.size, digests.md5, digests.sha256, multipart_etag(md5s))
@@ -311,7 +309,7 @@ class Uploader:
     def _verify(self, task: Task) -> Outcome:
         row = task.row
         digests = Digests.parse(row.digest or "")
-        info = self._s3.head(self._bucket, row.key or "")
+        info = self._s3.head(self._bucket, row.key or "", sure=True)
         if info is None:
             return Outcome(task, Result.DIFFERENT, reason="the object is not there")
         whole = holds(info, digests)
@@ -323,11 +321,16 @@ class Uploader:
 
     def _delete(self, task: Task) -> Outcome:
         row = task.row
-        found = self._s3.head(self._bucket, row.key or "")
-        if found is not None and found.etag != row.etag:
-            _log.warning("object_kept", key=row.key, why="it is not the one that was uploaded")
-        elif found is not None:
-            self._s3.delete(self._bucket, row.key or "")
+        key = row.key or ""
+        found = self._s3.head(self._bucket, key, sure=True)
+        ours = found is None or found.etag == row.etag
+        if found is not None and ours:
+            try:
+                self._s3.delete(self._bucket, key, if_match=found.etag)
+            except PreconditionFailed:  # replaced since it was looked at
+                ours = False
+        if not ours:
+            _log.warning("object_kept", key=key, why="it is not the one that was uploaded")
         return Outcome(task, Result.DELETED)
 
 

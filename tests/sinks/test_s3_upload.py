@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pytest
+from support.fake_s3 import Request
+from upload.spoiling import SpoilingS3
 
 from sync_engine.core.item import Change
 from sync_engine.errors import ConfigError, StoreRejected
@@ -70,6 +73,9 @@ class TestS3UploadSink(SinkContract):
     def stored(self) -> Mapping[str, bytes]:
         return stored(self.server, self.bucket)
 
+    def refused_change(self) -> Change:
+        return Change("x" * 1100, 9, b"")
+
     def test_a_large_batch_is_taken_whole(self, sink: Sink) -> None:
         """Each item is a request or two: KILLS=50 gives the 3000 of other sinks."""
         count = 3000 if os.environ.get("KILLS") else 200
@@ -87,6 +93,50 @@ def test_items_arrive_on_every_server_and_older_versions_lose(
     sink.apply([Change("a/ä", 1, b"old"), Change("b", 5, None)])
     sink.apply([Change("b", 4, b"late")])
     assert stored(any_s3, bucket) == {"a/ä": b"new", "c": b""}
+    sink.close()
+    sink._context.runtime.close(5.0)
+
+
+def test_a_deletion_spares_what_was_stored_since_it_looked(
+    tmp_path: Path, moto_s3: S3Server
+) -> None:
+    """The condition of the DELETE names the object that was found older."""
+    bucket = moto_s3.new_bucket()
+    (tmp_path / "other").mkdir()
+    other = make(tmp_path / "other", moto_s3, bucket)
+    with SpoilingS3(moto_s3.port) as between:
+        server: Any = SimpleNamespace(
+            endpoint_url=between.endpoint_url,
+            access_key_id=moto_s3.access_key_id,
+            secret_access_key=moto_s3.secret_access_key,
+        )
+        sink = make(tmp_path, server, bucket)
+        for each in (sink, other):
+            each.attach()
+        sink.apply([Change("a", 1, b"old"), Change("b", 1, b"old")])
+
+        def meanwhile(request: Request) -> None:
+            if request.method == "DELETE" and request.key.endswith("/a"):
+                other.apply([Change("a", 3, b"newer")])
+
+        between.spoil = meanwhile
+        sink.apply([Change("a", 2, None), Change("b", 2, None)])
+
+        assert stored(moto_s3, bucket) == {"a": b"newer"}
+        for each in (sink, other):
+            each.close()
+            each._context.runtime.close(5.0)
+
+
+def test_a_deletion_in_a_bucket_that_is_away_is_not_done(tmp_path: Path, any_s3: S3Server) -> None:
+    bucket = any_s3.new_bucket()
+    sink = make(tmp_path, any_s3, bucket)
+    sink.attach()
+    sink.apply([Change("gone", 1, None)])  # there is none, and that is fine
+    any_s3.boto().delete_bucket(Bucket=bucket)
+
+    with pytest.raises(ConfigError, match="no such bucket"):
+        sink.apply([Change("a", 2, None)])
     sink.close()
     sink._context.runtime.close(5.0)
 

@@ -91,6 +91,19 @@ def test_a_file_that_is_too_large_is_put_aside_until_it_changes(tmp_path: Path) 
     source.close()
 
 
+def test_what_was_put_aside_is_looked_at_again_by_the_next_attach(tmp_path: Path) -> None:
+    source = make(tmp_path, max_payload_bytes=10)
+    (tmp_path / "in/a").write_bytes(b"x" * 11)
+    source.attach()
+    assert settled(source) == []
+    source.close()
+
+    source = make(tmp_path, max_payload_bytes=11)
+    source.attach()
+    assert [c.id for c in settled(source)] == ["a"]
+    source.close()
+
+
 @pytest.mark.parametrize(
     "path",
     [b"plain", "ä/ü".encode(), b"\xff", b"a\xe4b", "␛".encode(), "␛FF".encode(), b"\xe2\x90"],

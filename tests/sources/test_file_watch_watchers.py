@@ -122,6 +122,20 @@ def test_w02_what_overflows_while_it_is_frozen_is_found_by_a_scan(tmp_path: Path
     assert told["rescans"] >= 1
 
 
+def test_w02_what_is_lost_while_a_scan_goes_on_is_looked_for_by_another(tmp_path: Path) -> None:
+    """The one under way may have passed the place already."""
+    watch = Watch(tmp_path, "poll", poll_s=1000.0, settle_s=0.0)
+    for n in range(3):
+        (watch.dir / str(n)).write_bytes(b"x")
+    watch.finder.rescan("asked for")
+    watch.step()  # has looked at the directory, and not ended
+    assert watch.finder.scans == 1
+    (watch.dir / "late").write_bytes(b"x")
+    watch.finder.rescan("events were lost")
+    watch.until(lambda: watch.count() == 4, 5)
+    watch.close()
+
+
 def test_w03_nothing_is_lost_in_new_nested_directories(watch: Watch) -> None:
     for round_ in range(20 if FULL else 2):
         names = {f"{round_}/{n % 10}/{n}/f{m}" for n in range(100) for m in range(5)}

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sync_engine.core.policies import RetryConfig
 from sync_engine.runtime import SystemRuntime
 from sync_engine.s3 import S3Address
 from sync_engine.sources.file_watch import FindPolicy
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 CHILD = Path(__file__).with_name("child.py")
 PREFIX = "in"
+MIB = 1 << 20
+QUICKLY = {"retry": RetryConfig(attempts_max=1000, delay_s_min=0.05, delay_s_max=0.2)}
 FULL = bool(os.environ.get("KILLS"))
 """Whether the checks run at their full lengths."""
 
@@ -190,3 +193,8 @@ def content(seed: object, size: int) -> bytes:
 
 def kills(short: int = 1) -> int:
     return int(os.environ.get("KILLS", str(short)))
+
+
+def foreign(site: Site, name: str) -> None:
+    """Store an object of somebody else under the key of a file."""
+    site.boto.put_object(Bucket=site.bucket, Key=f"{PREFIX}/{name}", Body=b"theirs")

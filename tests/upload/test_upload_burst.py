@@ -26,12 +26,6 @@ pytestmark = pytest.mark.external
 
 
 @pytest.fixture
-def site(tmp_path: Path, moto_s3: S3Server) -> Iterator[Site]:
-    with closing(Site(tmp_path, moto_s3)) as made:
-        yield made
-
-
-@pytest.fixture
 def rclone_site(tmp_path: Path, rclone_s3: S3Server) -> Iterator[Site]:
     with closing(Site(tmp_path, rclone_s3)) as made:
         yield made

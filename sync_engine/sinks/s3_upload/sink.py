@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from sync_engine.core import failpoints
 from sync_engine.core.item import Change
+from sync_engine.core.version import ms_of_version
 from sync_engine.errors import ConfigError, StoreRejected, StoreUnavailable
 from sync_engine.ports import AdapterContext
 from sync_engine.s3 import PreconditionFailed, S3Address, S3Client, S3Info, S3Settings
@@ -27,10 +28,12 @@ class S3UploadSink:
     """Stores each item as an object, and deletes the object with the item.
 
     The object's metadata carry ``version``, ``id`` (percent-encoded), ``state`` and, where there is
-    one, ``expires-at-ms``. An object of a newer version is never replaced or deleted: it is looked
-    at first, and the write is conditional where the endpoint honours that; where it does not, two
-    sinks that write one prefix at one moment are not told apart, and a warning says so. The
-    versions of deletions are remembered in a file beside the log, for thirty days.
+    one, ``expires-at-ms``. An object of a newer version is never replaced or deleted, one without a
+    version (somebody else's) counts as older: it is looked at first, and the write is conditional
+    where the endpoint honours that; where it does not, two sinks that write one prefix at one
+    moment are not told apart, and a warning says so. A deletion names the object that was found,
+    too; a server that does not know that condition deletes what is there. The versions of deletions
+    are remembered in a file beside the log, for thirty days.
 
     Thread-safety: one caller at a time. Blocking: network; a batch goes over several connections.
 
@@ -116,18 +119,19 @@ class S3UploadSink:
         return self._client, self._tombstones
 
     def _key(self, change: Change) -> str:
-        return self._template.key(change.id, time_ms=change.version >> 20)
+        return self._template.key(change.id, time_ms=ms_of_version(change.version))
 
     def _apply_one(self, client: S3Client, key: str, change: Change) -> None:
         bucket = self.address.bucket
         for _ in range(_TRIES_MAX):
-            found = client.head(bucket, key)
+            # Where a deletion finds nothing, nothing is written that would tell of a wrong bucket.
+            found = client.head(bucket, key, sure=change.content is None)
             if found is not None and not self._is_older(found, change):
                 return
             if change.content is None:
-                if found is not None:
-                    client.delete(bucket, key)
-                return
+                if found is None or self._delete(client, found):
+                    return
+                continue
             options: dict[str, Any] = dict(self._options)
             if self._conditional:
                 options["if_absent"] = found is None
@@ -148,11 +152,19 @@ class S3UploadSink:
             return
         raise StoreUnavailable("s3", "apply", f"{key!r} changes faster than it can be replaced")
 
+    def _delete(self, client: S3Client, found: S3Info) -> bool:
+        """Delete an object, and tell whether it still was the one that was looked at."""
+        try:
+            client.delete(self.address.bucket, found.key, if_match=found.etag)
+        except PreconditionFailed:
+            return False
+        return True
+
     def _is_older(self, found: S3Info, change: Change) -> bool:
         """Tell whether an object may be replaced by a change.
 
         Raises:
-            StoreRejected: It is the object of another id, or of somebody else.
+            StoreRejected: It is the object of another id.
         """
         id = found.metadata.get("id")
         if id is not None and id != _quoted(change.id):

@@ -33,12 +33,16 @@ class Tombstones:
         with self._translated():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, check_same_thread=False, timeout=5.0)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS deleted (key TEXT PRIMARY KEY, "
-                "version INTEGER NOT NULL, at_ms INTEGER NOT NULL) WITHOUT ROWID"
-            )
-            self._db.commit()
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute(
+                    "CREATE TABLE IF NOT EXISTS deleted (key TEXT PRIMARY KEY, "
+                    "version INTEGER NOT NULL, at_ms INTEGER NOT NULL) WITHOUT ROWID"
+                )
+                self._db.commit()
+            except BaseException:
+                self._db.close()
+                raise
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

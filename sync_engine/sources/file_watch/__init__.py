@@ -3,12 +3,13 @@
 from sync_engine.sources.file_watch.finder import Finder
 from sync_engine.sources.file_watch.ledger import FileLedger, Row, State
 from sync_engine.sources.file_watch.names import path_of, text_of
-from sync_engine.sources.file_watch.patterns import IGNORED, Patterns
+from sync_engine.sources.file_watch.patterns import ASIDE, IGNORED, Patterns
 from sync_engine.sources.file_watch.policy import FindPolicy, Mode
 from sync_engine.sources.file_watch.source import FileWatchSource, from_settings
 from sync_engine.sources.file_watch.watcher import Root, Tree, Waker, Watcher, make_watcher
 
 __all__ = [
+    "ASIDE",
     "IGNORED",
     "FileLedger",
     "FileWatchSource",

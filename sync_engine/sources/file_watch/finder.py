@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -137,6 +138,7 @@ class Finder:
         if busy:
             self._look_at_hints()
         if self._scan is None and self._clock.monotonic() >= self._scan_at:
+            self._scan_at = math.inf  # whoever asks from here on is not answered by this scan
             self._scan = self._scan_all()
         if self._scan is not None:
             busy = True
@@ -200,7 +202,7 @@ class Finder:
         lost = any(state.error for state in self._roots)
         poll = part or lost or not all(state.watched for state in self._roots)
         after_s = min(self.policy.poll_s, self.policy.rescan_s) if poll else self.policy.rescan_s
-        self._scan_at = self._clock.monotonic() + after_s
+        self._scan_at = min(self._scan_at, self._clock.monotonic() + after_s)
         self.ledger.clamp(self._clock.now_ms(), _AHEAD_MS_MAX)
 
     def _start_watching(self, state: RootState) -> None:

@@ -307,6 +307,12 @@ class FileLedger:
             "UPDATE file SET due_ms = ? WHERE due_ms > ?", (now_ms + ahead_ms, now_ms + ahead_ms)
         )
 
+    def again(self, state: State, to: State, now_ms: int) -> None:
+        """Move all rows of a state to another, due now."""
+        self._db.execute(
+            "UPDATE file SET state = ?, due_ms = ? WHERE state = ?", (to, now_ms, state)
+        )
+
     def taken_as(self, seen: Fingerprint, size_min: int = 1) -> list[Row]:
         """Return rows whose taken content has a fingerprint: candidates for a rename."""
         if seen.size < size_min:

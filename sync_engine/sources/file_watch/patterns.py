@@ -8,10 +8,12 @@ from typing import Final
 
 from sync_engine.errors import ConfigError
 
-__all__ = ["IGNORED", "Patterns"]
+__all__ = ["ASIDE", "IGNORED", "Patterns"]
 
 IGNORED: Final = ("*.tmp", "*.partial", "*.swp", "*~", ".*")
 """Names of files that nobody has finished, and of hidden ones: left out unless told otherwise."""
+ASIDE: Final = b".sync-engine-leaving-"
+"""Begins the names that files have for the moment of their removal: never looked at, by nobody."""
 
 
 class Patterns:
@@ -19,7 +21,8 @@ class Patterns:
 
     A pattern without ``/`` is compared with the last part of a path, one with it with the whole
     relative path. ``*`` and ``?`` do not match ``/``; ``**/`` is any number of directories;
-    ``[a-z]`` and ``[!a-z]`` are classes.
+    ``[a-z]`` and ``[!a-z]`` are classes. Names that begin with `ASIDE` are left out whatever the
+    patterns say.
 
     Args:
         include: Only files that match one of these; empty is all.
@@ -38,6 +41,8 @@ class Patterns:
     def takes(self, path: bytes) -> bool:
         """Tell whether a file is meant, none of whose directories is left out."""
         name = path.rpartition(b"/")[2]
+        if name.startswith(ASIDE):
+            return False
         if _matches(self._exclude_names, name) or _matches(self._exclude_paths, path):
             return False
         return not self.include or (

@@ -41,8 +41,9 @@ class FileWatchSource:
     The id is the relative path, see `text_of`, after a prefix; with several directories the last
     part of the directory comes first. What was acknowledged is in a ledger: after a restart, only
     what is new or not acknowledged is given. A file that changes while it is read is given when it
-    rests. One that is larger than `max_payload_bytes`, or whose id would be too long, is put aside
-    until it changes: `progress` counts it as ``parked``.
+    rests. One that is larger than `max_payload_bytes`, whose id would be too long, or that may not
+    be read, is put aside until it changes or until the next `attach`: `progress` counts it as
+    ``parked``.
 
     Owned by one job. Blocking: disk alone.
 
@@ -104,6 +105,8 @@ class FileWatchSource:
         try:
             ledger.bind("ids", f"{self._prefix}{'{root}/' if len(paths) > 1 else ''}{{path}}")
             roots = [ledger.root(path) for path in dict.fromkeys(paths)]
+            with ledger.step():  # what kept us from reading may have been mended
+                ledger.again(State.PARKED, State.SEEN, self._context.runtime.clock.now_ms())
             watcher = make_watcher(self._backend, self._patterns)
         except BaseException:
             ledger.close()
