@@ -10,6 +10,7 @@ import pytest
 from support.servers import RedisCluster, RedisServer
 
 from sync_engine import SubmitOptions, SyncEngine, SyncItem
+from sync_engine.adapters import build
 from sync_engine.config import SyncEngineConfig
 from sync_engine.core.feed import FeedEntry
 from sync_engine.core.item import Change
@@ -259,8 +260,20 @@ def test_a_setting_that_cannot_be_used_is_named(settings: dict[str, Any], tmp_pa
         name="feed", runtime=SystemRuntime(), data_dir=tmp_path, wake=lambda: None
     )
     (name,) = settings
-    with pytest.raises(ConfigError, match=name):
+    with pytest.raises(ConfigError, match=f"^sink feed: {name}"):
         from_settings(context, url="redis://127.0.0.1:1", **settings)
+    with pytest.raises(ConfigError, match=f"^{name}"):
+        RedisStreamSink("redis://127.0.0.1:1", clock=CLOCK, **settings)
+
+
+def test_a_pipeline_knows_the_settings_of_the_class(tmp_path: Path) -> None:
+    context = AdapterContext(
+        name="feed", runtime=SystemRuntime(), data_dir=tmp_path, wake=lambda: None
+    )
+    with pytest.raises(ConfigError, match="did you mean 'items_max'") as unknown:
+        build("sink", "redis_stream", context, {"item_max": 3, "clock": CLOCK})
+    assert "'clock'" in str(unknown.value)
+    assert "'url' is missing" in str(unknown.value)
 
 
 def test_a_password_is_shown_nowhere(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from sync_engine.core.item import Change
 from sync_engine.errors import ConfigError, StoreRejected, StoreUnavailable, SyncEngineError
 from sync_engine.runtime import SystemClock
 from sync_engine.sinks.sql_table import Column, RawTable, SqlTableSink, Table
+from sync_engine.sinks.sql_table.tables import tables_from
 from sync_engine.testing import ManualClock
 
 USERS = Table(
@@ -481,3 +482,23 @@ def _kill(any_sql_url: str, tmp_path: Path, make: Any, kills: int) -> None:
     with SyncEngine.open(tmp_path / "data") as engine:
         engine.add_sink("tables", make(any_sql_url, name="tables"), prefix="user.")
         wait_until(lambda: _present(any_sql_url) and names(any_sql_url) == held(engine), 60)
+
+
+def test_a_deletion_that_another_engine_brought_is_known(any_sql_url: str, make: Any) -> None:
+    """Two engines on one archive deliver into one set of tables, each its own log."""
+    first, second = make(any_sql_url), make(any_sql_url)
+    first.attach()
+    second.attach()
+    second.apply_at([user(1, 10)], "log-2", 1)
+    second.apply_at([gone(1, 20)], "log-2", 2)
+
+    first.apply_at([user(1, 15, "late"), user(2, 16)], "log-1", 2)
+
+    assert names(any_sql_url) == {2: "n2"}
+
+
+def test_a_setting_of_a_column_that_there_is_not_is_refused() -> None:
+    said = {"type": "text", "from": "json.name", "nul": False}
+    columns = {"id": "integer from key", "name": said}
+    with pytest.raises(ConfigError, match=r"column 'name'.*'nul'"):
+        tables_from([{"name": "users", "key": "user.{id}", "columns": columns}])

@@ -282,8 +282,22 @@ def test_a_pipeline_keeps_tables_and_the_commands_tell_of_them(
     verified = cli("tables", "verify", str(file), "--json")
     assert verified.code == 1
     assert {one["id"] for one in verified.json["drift"]} == {"user.7", "user.8"}
-    assert cli("tables", "repair", str(file), "--json").json["mended"] == 2
+    repaired = cli("tables", "repair", str(file), "--json")
+    assert (repaired.code, repaired.json["mended"]) == (0, 2)
     assert rows(target) == {n: str(n) for n in range(2000)}
+
+    connection = sqlite3.connect(target)
+    connection.executescript(
+        """
+        UPDATE users SET name = 'x' WHERE id IN (7, 8);
+        CREATE TRIGGER kept BEFORE UPDATE ON users WHEN old.id = 7
+        BEGIN SELECT RAISE(ABORT, 'as it is'); END;
+        """
+    )
+    connection.close()
+    left = cli("tables", "repair", str(file), "--json")
+    assert (left.code, left.json["mended"]) == (3, 1), left.err
+    assert rows(target)[7] == "x"
 
 
 def _run(file: Path) -> subprocess.Popen[bytes]:

@@ -276,3 +276,26 @@ def test_commands_that_make_no_table_of_the_name_are_refused(any_sql_url: str, m
     )  # fmt: skip
     with pytest.raises(ConfigError, match="make no table of that name"):
         make(table).attach()
+
+
+def test_what_waits_and_can_no_longer_be_made_blocks_nothing(any_sql_url: str, make: Any) -> None:
+    """The table was declared anew since; its neighbours are not refused for that."""
+    plain = Table(
+        name="children",
+        key="c.{id}",
+        columns=(Column("id", "integer", "key"), Column("parent", "integer", "state")),
+        references={"parent": "parents.id"},
+    )
+    sink = make(PARENTS, plain)
+    sink.apply([Change("c.1", 1, b"no JSON", state="7"), Change("c.2", 2, b'{"p":8}', state="7")])
+    assert sink.standing() == []
+    sink.close()
+
+    sink = make(PARENTS, CHILDREN)
+    sink.apply([parent(8, 3, "b")])
+    sink.apply_at([], LOG, 3)
+    sink.apply_at([parent(9, 4, "c")], LOG, 4)
+
+    assert parents(any_sql_url) == {8: "b", 9: "c"}
+    assert children(any_sql_url) == {2: 8}
+    assert sink.standing()[0].waiting == 1

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.servers import RedisServer
 
-from sync_engine import SubmitOptions, SyncEngine, SyncItem
+from sync_engine import SubmitOptions, SyncEngine, SyncItem, adapters
 from sync_engine.core.feed import FIELDS, Link, entry_fields
 from sync_engine.core.item import Change
 from sync_engine.errors import ConfigError, FeedGap
@@ -418,8 +418,11 @@ def test_after_a_crash_a_source_repeats_and_loses_nothing(
 
 @pytest.mark.parametrize(
     "settings",
-    [{"start": "middle"}, {"on_gap": "ignore"}, {"idle_s": 0}, {"group": "a b"}, {"stream": ""}],
-)
+    [
+        {"start": "middle"}, {"on_gap": "ignore"}, {"idle_s": 0}, {"timeout_s": "1s"},
+        {"content_bytes_max": True}, {"group": "a b"}, {"stream": ""},
+    ],
+)  # fmt: skip
 def test_a_setting_that_cannot_be_used_is_named(settings: dict[str, Any], tmp_path: Path) -> None:
     context = AdapterContext(
         name="feed", runtime=SystemRuntime(), data_dir=tmp_path, wake=lambda: None
@@ -427,6 +430,24 @@ def test_a_setting_that_cannot_be_used_is_named(settings: dict[str, Any], tmp_pa
     (name,) = settings
     with pytest.raises(ConfigError, match=name):
         from_settings(context, url="redis://127.0.0.1:1", **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"prefixx": "se"}, "did you mean 'prefix'"),
+        ({"clock": 1}, "no setting 'clock'"),
+        ({}, "'url' is missing"),
+    ],
+)
+def test_names_of_settings_are_those_of_the_source(
+    settings: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    context = AdapterContext(
+        name="feed", runtime=SystemRuntime(), data_dir=tmp_path, wake=lambda: None
+    )
+    with pytest.raises(ConfigError, match=told):
+        adapters.build("source", "change_stream", context, settings)
 
 
 def test_settings_make_a_worker_that_comes_back_under_its_name(
@@ -480,3 +501,21 @@ def test_a_gap_shows_in_the_health_of_the_engine_until_it_is_skipped(
         while engine.get("k8") is None or engine.health().degraded:
             assert CLOCK.monotonic() < until
             CLOCK.sleep(0.01)
+
+
+def test_what_was_given_before_attaching_anew_is_not_taken_with_what_came_since(
+    writer: Writer, make: Callable[..., ChangeStream]
+) -> None:
+    source = make(group="workers")
+    names = [f"k{n}" for n in range(10)]
+    writer.write_each(names)
+    assert len(source.poll(10).changes) == 10
+    source.close()
+    source.attach()
+    part = source.poll(3)
+    source.ack(part.token)
+    source.close()
+    source.attach()
+
+    assert [change.id for change in part.changes] == names[:3]
+    assert [change.id for change in drain(source)] == names[3:]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from sync_engine.core.item import Change
+from sync_engine.core.signatures import settings_of
 from sync_engine.errors import ConfigError, StoreRejected
 from sync_engine.ports import AdapterContext, Clock
 from sync_engine.redis_link.stream import StreamLink
@@ -40,7 +42,7 @@ class RedisStreamSink:
         timeout_s: Seconds for an answer.
 
     Raises:
-        ConfigError: URL, prefix or name cannot be used.
+        ConfigError: A setting cannot be used; names it.
     """
 
     name = "redis_stream"
@@ -60,6 +62,14 @@ class RedisStreamSink:
         connect_timeout_s: float = 1.0,
         timeout_s: float = 2.0,
     ) -> None:
+        _checked(
+            payload,
+            compress_bytes_min=(compress_bytes_min, 0),
+            items_max=(items_max, 0),
+            age_s_max=(age_s_max, 0),
+            connect_timeout_s=(connect_timeout_s, 0.001),
+            timeout_s=(timeout_s, 0.001),
+        )
         self._link = StreamLink(
             url,
             prefix=prefix,
@@ -71,7 +81,7 @@ class RedisStreamSink:
         self._clock = clock
         self._writer = StreamWriter(
             self._link,
-            trim=Trim(items_max=items_max, age_s_max=age_s_max),
+            trim=Trim(items_max=int(items_max), age_s_max=age_s_max),
             payload=payload,
             compress_bytes_min=compress_bytes_min,
         )
@@ -132,49 +142,30 @@ class RedisStreamSink:
         self._link.close()
 
 
-def from_settings(
-    context: AdapterContext,
-    *,
-    url: str,
-    prefix: str = "se",
-    stream: str = "changes",
-    payload: bool = True,
-    compress_bytes_min: int = 1024,
-    items_max: int = 1_000_000,
-    age_s_max: float = 604_800.0,
-    connect_timeout_s: float = 1.0,
-    timeout_s: float = 2.0,
-) -> RedisStreamSink:
-    """Make the sink from settings; see `RedisStreamSink` for what they mean.
+def _checked(payload: object, **numbers: tuple[object, float]) -> None:
+    for name, (value, least) in numbers.items():
+        if type(value) not in (int, float) or not value >= least:  # type: ignore[operator]
+            raise ConfigError(f"{name} must be at least {least}, got {value!r}")
+    if not isinstance(payload, bool):
+        raise ConfigError(f"payload must be true or false, got {payload!r}")
+
+
+def from_settings(context: AdapterContext, **settings: Any) -> RedisStreamSink:
+    """Make the sink from settings.
+
+    Args:
+        context: What a factory is given.
+        settings: Those of `RedisStreamSink`; the clock is the engine's.
 
     Raises:
         ConfigError: A setting cannot be used; names it.
     """
-    for name, value, least in (
-        ("compress_bytes_min", compress_bytes_min, 0),
-        ("items_max", items_max, 0),
-        ("age_s_max", age_s_max, 0),
-        ("connect_timeout_s", connect_timeout_s, 0.001),
-        ("timeout_s", timeout_s, 0.001),
-    ):
-        if type(value) not in (int, float) or value < least:
-            raise ConfigError(
-                f"sink {context.name}: {name} must be at least {least}, got {value!r}"
-            )
-    if not isinstance(payload, bool):
-        raise ConfigError(f"sink {context.name}: payload must be true or false, got {payload!r}")
     try:
-        return RedisStreamSink(
-            url,
-            clock=context.runtime.clock,
-            prefix=prefix,
-            stream=stream,
-            payload=payload,
-            compress_bytes_min=compress_bytes_min,
-            items_max=int(items_max),
-            age_s_max=age_s_max,
-            connect_timeout_s=connect_timeout_s,
-            timeout_s=timeout_s,
-        )
+        return RedisStreamSink(clock=context.runtime.clock, **settings)
     except ConfigError as exc:
         raise ConfigError(f"sink {context.name}: {exc}") from exc
+
+
+from_settings.__signature__ = settings_of(  # type: ignore[attr-defined]
+    RedisStreamSink, "clock"
+)

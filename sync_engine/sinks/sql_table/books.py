@@ -85,7 +85,11 @@ class Offsets:
 
 
 class Ledger:
-    """Versions by id: of deletions, and of every row whose table has no column for them."""
+    """Versions by id: of deletions, and of every row whose table has no column for them.
+
+    One more row, of no table and no id, is what transactions lock that read versions in order to
+    write rows by them.
+    """
 
     def __init__(self, sink: str, table: sa.Table, target: Target) -> None:
         self._sink = sink
@@ -102,13 +106,37 @@ class Ledger:
     def look(self, connection: Connection) -> None:
         """Find out whether anything is written down."""
         c = self._table.c
-        query = sa.select(c.version).where(c.sink == self._sink).limit(1)
+        query = sa.select(c.version).where(c.sink == self._sink, c.tbl != "").limit(1)
         self.empty = connection.execute(query).first() is None
+
+    def lock(self, connection: Connection, *, alone: bool) -> None:
+        """Keep other engines from writing at the same moment; the first thing in a transaction.
+
+        A put looks here for a newer deletion, and writes its row later: a deletion of another
+        engine that goes by in between would leave the row in place for good. So puts exclude
+        deletions. They do not exclude each other: of two puts, the row's own version decides.
+
+        SQLite lets one transaction write at a time anyway. Where no SQL is generated, raw tables
+        belong to one engine.
+
+        Args:
+            connection: In a transaction that has read nothing yet: what MySQL reads first fixes
+                the moment that it goes on reading.
+            alone: Whether anything but puts into declared tables may follow.
+        """
+        if self._upsert is None or self._target.dialect == "sqlite":
+            return
+        c = self._table.c
+        row = sa.select(c.version).where(c.sink == self._sink, c.tbl == "", c.id == b"")
+        if connection.execute(row.with_for_update(read=not alone)).first() is None:
+            self._target.run(connection, self._upsert, [(self._sink, "", b"", 0, 0)])
 
     def versions(
         self, connection: Connection, table: str, ids: Collection[str]
     ) -> dict[str, tuple[int, bool]]:
         """Return the versions known of ids, and whether they were deleted."""
+        if self.empty:  # another engine may have written since
+            self.look(connection)
         if self.empty:
             return {}
         c = self._table.c

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection
 
 from sync_engine.core.item import Change
+from sync_engine.core.version import ms_of_version, version_of_ms
 from sync_engine.errors import ConfigError
 from sync_engine.ports import AdapterContext, Clock
 from sync_engine.sinks.sql_table import schema
@@ -237,6 +238,7 @@ class SqlTableSink:
             return
         self._ready()
         with self._target.transaction("apply") as connection:
+            self._writer.lock(connection, changes)
             state = self._offsets.get(connection, "") or (FRESH, 0)
             version = max(state[1], max(change.version for change in changes))
             self._offsets.put(connection, "", state[0] or COPYING, version)
@@ -251,6 +253,7 @@ class SqlTableSink:
         if not changes and self._waiting.some and self.position(log_uuid) is None:
             self._writer.settle()
         with self._target.transaction("apply") as connection:
+            self._writer.lock(connection, changes)
             found = self._offsets.get(connection, log_uuid)
             if found is not None and position <= found[0]:
                 return
@@ -266,7 +269,7 @@ class SqlTableSink:
             self._offsets.put(connection, log_uuid, position, version)
             self._batches += 1
             if self._batches % _PURGE_EVERY == 0:
-                below = int(self._clock.now_ms() - self._tombstone_ms) << 20
+                below = version_of_ms(int(self._clock.now_ms() - self._tombstone_ms))
                 self._ledger.purge(connection, below)
 
     def _copied(self, connection: Connection) -> tuple[int, int]:
@@ -296,8 +299,8 @@ class SqlTableSink:
         items = head if found is None else max(0, head - found[0])
         if found is None or not found[1]:
             return items, math.inf if items else 0.0
-        newest_ms = newest_version >> 20 if newest_version else self._clock.now_ms()
-        return items, max(0.0, (newest_ms - (found[1] >> 20)) / 1000) if items else 0.0
+        newest_ms = ms_of_version(newest_version) if newest_version else self._clock.now_ms()
+        return items, max(0.0, (newest_ms - ms_of_version(found[1])) / 1000) if items else 0.0
 
     def standing(self) -> list[Standing]:
         """Return where each log that these tables follow stands.
@@ -314,7 +317,7 @@ class SqlTableSink:
             Standing(
                 uuid,
                 position,
-                max(0.0, (now_ms - (version >> 20)) / 1000) if version else None,
+                max(0.0, (now_ms - ms_of_version(version)) / 1000) if version else None,
                 waiting,
             )
             for uuid, position, version in found

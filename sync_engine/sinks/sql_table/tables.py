@@ -182,9 +182,12 @@ def _column(name: str, said: Any) -> Column:
         kind, _, source = said.partition(" from ")
         return Column(name, kind.strip(), source.strip() or f"json.{name}")
     said = dict(said)
-    return Column(
+    column = Column(
         name, said.pop("type", "text"), said.pop("from", f"json.{name}"), said.pop("null", True)
     )
+    if said:
+        raise ConfigError(f"column {name!r}: there is no setting {min(said)!r}")
+    return column
 
 
 def _raw(one: dict[str, Any]) -> RawTable:

@@ -10,6 +10,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from sync_engine.core.item import Change
+from sync_engine.core.version import ms_of_version
 from sync_engine.errors import ConfigError
 
 __all__ = [
@@ -101,7 +102,7 @@ def extractor(source: str, fields: tuple[str, ...]) -> Extract:
         "text": lambda change, _key, _document: _text(change.content or b""),
         "state": lambda change, _key, _document: change.state,
         "version": lambda change, _key, _document: change.version,
-        "updated_at": lambda change, _key, _document: _moment(change.version >> 20),
+        "updated_at": lambda change, _key, _document: _moment(ms_of_version(change.version)),
         "expires_at": lambda change, _key, _document: _moment(change.expires_at_ms),
     }
     if source not in simple:

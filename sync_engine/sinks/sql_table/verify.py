@@ -194,6 +194,7 @@ class Auditor:
         try:
             with self._target.transaction("repair") as connection:
                 if isinstance(table, RawTable):
+                    self._ledger.lock(connection, alone=True)
                     return self._mend_raw(connection, table, one, id, change)
                 return self._mend_declared(connection, table, one, change)
         except StoreRejected as exc:

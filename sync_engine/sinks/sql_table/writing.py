@@ -60,11 +60,17 @@ class Writer:
         self._places: dict[tuple[str, bool], bytes] = {}
         self._related = any(table.references for table in self._declared)
 
+    def lock(self, connection: Connection, changes: Sequence[Change]) -> None:
+        """Keep others from what a batch needs for itself; before anything is read."""
+        alone = bool(self._raw) or self._waiting.some
+        alone = alone or any(change.content is None for change in changes)
+        self._ledger.lock(connection, alone=alone)
+
     def write(self, connection: Connection, changes: Sequence[Change], *, copying: bool) -> None:
         """Write a batch.
 
         Args:
-            connection: In the transaction of the batch.
+            connection: In the transaction of the batch, which began with `lock`.
             changes: In any order.
             copying: Whether what its references do not allow yet is put aside, not refused.
 
@@ -155,6 +161,7 @@ class Writer:
         after: bytes | None = b""
         while after is not None:
             with self._target.transaction("settle") as connection:
+                self._ledger.lock(connection, alone=True)
                 after = self.settle_some(connection, table, gone=gone, after=after)
 
     def settle_some(
@@ -167,8 +174,12 @@ class Writer:
         if not page:
             return None
         news = self._news(connection, table, page)
+        rows = self._rows[table.name]
+        # The table may have been declared anew since: what is no row of it now goes on waiting.
+        fit = [change for change in news if gone or _is_row(rows, change)]
+        early = {change.id for change in news} - {change.id for change in fit}
         act = self._delete if gone else self._put
-        early = {change.id for change in act(connection, table, news, park=_any_refusal)}
+        early |= {change.id for change in act(connection, table, fit, park=_any_refusal)}
         self._waiting.drop(connection, table.name, [c for c in page if c.id not in early])
         return page[-1].id.encode() if len(page) == _SETTLED_AT_ONCE else None
 
@@ -272,6 +283,14 @@ def _row(rows: Rows, change: Change) -> tuple[Any, ...]:
         return rows.row(change)
     except BadRow as exc:
         raise StoreRejected(rows.declared.name, "apply", f"item {change.id!r}: {exc}") from exc
+
+
+def _is_row(rows: Rows, change: Change) -> bool:
+    try:
+        rows.row(change)
+    except BadRow:
+        return False
+    return True
 
 
 def key_or_none(rows: Rows, id: str) -> tuple[Any, ...] | None:

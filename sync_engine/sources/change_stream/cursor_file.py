@@ -8,7 +8,7 @@ from pathlib import Path
 from sync_engine.core.feed import FeedCursor
 from sync_engine.errors import CorruptData, InvalidItem, StoreUnavailable
 
-__all__ = ["CursorFile"]
+__all__ = ["CursorFile", "replace_file"]
 
 
 class CursorFile:
@@ -42,17 +42,26 @@ class CursorFile:
         Raises:
             StoreUnavailable: The disk does not take it; the old one stays.
         """
-        part = self._path.with_suffix(".part")
+        replace_file(self._path, data)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace a small file whole; returns once that is safe from power loss.
+
+    Raises:
+        StoreUnavailable: The disk does not take it; the old one stays.
+    """
+    part = path.with_name(f"{path.name}.part")  # of no other file's name
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY)
         try:
-            with part.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self._path)
-            directory = os.open(self._path.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
-        except OSError as exc:
-            raise StoreUnavailable("cursor", "save", f"{self._path}: {exc.strerror}") from exc
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as exc:
+        raise StoreUnavailable("file", "save", f"{path}: {exc.strerror}") from exc

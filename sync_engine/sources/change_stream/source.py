@@ -6,10 +6,11 @@ import hashlib
 import platform
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, get_args
 
 from sync_engine.core.feed import FeedCursor, FeedEntry
 from sync_engine.core.item import Change
+from sync_engine.core.signatures import settings_of
 from sync_engine.errors import ConfigError, FeedGap, StorageError
 from sync_engine.ports import AdapterContext, Clock, SourceBatch
 from sync_engine.redis_link.stream import StreamLink
@@ -47,7 +48,8 @@ class ChangeStream:
         prefix: As the feed's sink has it.
         stream: As the feed's sink has it.
         group: Name of the consumer group; empty follows alone.
-        consumer: Name of this worker in the group.
+        consumer: Name of this worker in the group; empty makes one of host and cursor file, so that
+            a worker that comes back finds what it had not done.
         start: Where to begin, the first time.
         on_gap: What to do where something is missing.
         ignore: Origins (log identities) whose changes are left out, such as one's own.
@@ -58,7 +60,7 @@ class ChangeStream:
         timeout_s: Seconds for an answer.
 
     Raises:
-        ConfigError: URL, prefix or a name cannot be used.
+        ConfigError: A setting cannot be used; names it.
     """
 
     name = "change_stream"
@@ -72,7 +74,7 @@ class ChangeStream:
         prefix: str = "se",
         stream: str = "changes",
         group: str = "",
-        consumer: str = "worker",
+        consumer: str = "",
         start: Start = "oldest",
         on_gap: OnGap = "stop",
         ignore: Collection[str] = (),
@@ -82,6 +84,14 @@ class ChangeStream:
         connect_timeout_s: float = 1.0,
         timeout_s: float = 2.0,
     ) -> None:
+        _checked_words(start=(start, get_args(Start)), on_gap=(on_gap, get_args(OnGap)))
+        _checked_numbers(
+            idle_s=idle_s,
+            claim_idle_s=claim_idle_s,
+            content_bytes_max=content_bytes_max,
+            connect_timeout_s=connect_timeout_s,
+            timeout_s=timeout_s,
+        )
         self._link = StreamLink(
             url,
             prefix=prefix,
@@ -100,12 +110,12 @@ class ChangeStream:
             self._group = StreamGroup(
                 self._link,
                 group=group,
-                consumer=consumer,
+                consumer=consumer or _own_name(cursor_path),
                 from_start=start == "oldest",
                 claim_idle_s=claim_idle_s,
                 bytes_max=content_bytes_max,
             )
-        self.ignore = frozenset(ignore)
+        self.ignore = frozenset((ignore,) if isinstance(ignore, str) else ignore)
         self.gap = ""
         self.gaps = 0
         self._skip_wanted = False
@@ -263,78 +273,40 @@ class ChangeStream:
                 _log.limited("poison_not_kept", source=self.name, id=one.id, error=exc)
 
 
-def from_settings(
-    context: AdapterContext,
-    *,
-    url: str,
-    prefix: str = "se",
-    stream: str = "changes",
-    group: str = "",
-    consumer: str = "",
-    start: str = "oldest",
-    on_gap: str = "stop",
-    ignore: Collection[str] = (),
-    idle_s: float = 0.05,
-    claim_idle_s: float = 60.0,
-    content_bytes_max: int = 64 << 20,
-    connect_timeout_s: float = 1.0,
-    timeout_s: float = 2.0,
-) -> ChangeStream:
-    """Make the source from settings; see `ChangeStream` for what they mean.
+def _checked_words(**words: tuple[str, Collection[str]]) -> None:
+    for name, (value, known) in words.items():
+        if value not in known:
+            raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+def _checked_numbers(**numbers: float) -> None:
+    for name, value in numbers.items():
+        if type(value) not in (int, float) or value <= 0:
+            raise ConfigError(f"{name} must be above 0, got {value!r}")
+
+
+def _own_name(cursor_path: Path) -> str:
+    place = f"{platform.node()} {cursor_path.absolute()}"
+    return f"{cursor_path.stem}-{hashlib.blake2b(place.encode(), digest_size=8).hexdigest()}"
+
+
+def from_settings(context: AdapterContext, **settings: Any) -> ChangeStream:
+    """Make the source from settings.
 
     Args:
         context: What a factory is given.
-        url: See `ChangeStream`, as for all that follow.
-        prefix: As there.
-        stream: As there.
-        group: As there.
-        consumer: Empty makes one of host, directory and name, so that a worker that comes back
-            finds what it had not done.
-        start: ``oldest`` or ``new``.
-        on_gap: ``stop`` or ``continue``.
-        ignore: As there.
-        idle_s: As there.
-        claim_idle_s: As there.
-        content_bytes_max: As there.
-        connect_timeout_s: As there.
-        timeout_s: As there.
+        settings: Those of `ChangeStream`; clock and cursor are the engine's.
 
     Raises:
         ConfigError: A setting cannot be used; names it.
     """
-    where = f"source {context.name}"
-    if start not in ("oldest", "new"):
-        raise ConfigError(f"{where}: start must be 'oldest' or 'new', got {start!r}")
-    if on_gap not in ("stop", "continue"):
-        raise ConfigError(f"{where}: on_gap must be 'stop' or 'continue', got {on_gap!r}")
-    for name, value in (
-        ("idle_s", idle_s),
-        ("claim_idle_s", claim_idle_s),
-        ("content_bytes_max", content_bytes_max),
-        ("connect_timeout_s", connect_timeout_s),
-        ("timeout_s", timeout_s),
-    ):
-        if type(value) not in (int, float) or value <= 0:
-            raise ConfigError(f"{where}: {name} must be above 0, got {value!r}")
-    place = f"{platform.node()} {context.data_dir.absolute()} {context.name}"
-    own = hashlib.blake2b(place.encode(), digest_size=8).hexdigest()
+    cursor_path = context.data_dir / f"{context.name}.cursor"
     try:
-        return ChangeStream(
-            url,
-            clock=context.runtime.clock,
-            cursor_path=context.data_dir / f"{context.name}.cursor",
-            prefix=prefix,
-            stream=stream,
-            group=group,
-            consumer=consumer or f"{context.name}-{own}",
-            start=cast("Start", start),
-            on_gap=cast("OnGap", on_gap),
-            ignore=(ignore,) if isinstance(ignore, str) else ignore,
-            idle_s=idle_s,
-            claim_idle_s=claim_idle_s,
-            content_bytes_max=int(content_bytes_max),
-            connect_timeout_s=connect_timeout_s,
-            timeout_s=timeout_s,
-        )
+        return ChangeStream(clock=context.runtime.clock, cursor_path=cursor_path, **settings)
     except ConfigError as exc:
-        raise ConfigError(f"{where}: {exc}") from exc
+        raise ConfigError(f"source {context.name}: {exc}") from exc
+
+
+from_settings.__signature__ = settings_of(  # type: ignore[attr-defined]
+    ChangeStream, "clock", "cursor_path"
+)
