@@ -180,7 +180,7 @@ def _started(
     while True:
         replicator = make()
         try:
-            replicator.start()
+            replicator.start(lambda: _orphaned(context.args.with_parent))
         except StoreUnavailable as exc:
             replicator.stop(0.0)
             if context.args.once or _orphaned(context.args.with_parent):

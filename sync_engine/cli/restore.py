@@ -74,7 +74,7 @@ def _restore(context: Context) -> int:
     try:
         objects = open_objects(args.target, runtime, endpoint_url=endpoint_of(args))
         if args.layout == "simple":
-            return _restore_simple(context, objects, runtime)
+            return _restore_simple(context, objects)
         if args.dry_run:
             plan = make_plan(
                 objects, read_inventory(objects), txid=args.txid, time_ms=args.timestamp
@@ -124,7 +124,7 @@ def _restore_point(context: Context, objects: Objects, runtime: SystemRuntime) -
     return ExitCode.OK
 
 
-def _restore_simple(context: Context, objects: Objects, runtime: SystemRuntime) -> int:
+def _restore_simple(context: Context, objects: Objects) -> int:
     from sync_engine.sinks.snapshot.simple_layout import restore_simple
 
     args, output = context.args, context.output
@@ -133,7 +133,6 @@ def _restore_simple(context: Context, objects: Objects, runtime: SystemRuntime) 
     done = restore_simple(
         objects,
         args.database,
-        runtime,
         check=args.check,
         force=args.force,
         discard_newer=args.discard_newer,

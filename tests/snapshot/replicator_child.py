@@ -1,7 +1,6 @@
 """``sync-engine`` with failpoints: ``KILL_AT=name:count`` dies at the count-th time a name is hit.
 
-``SLOW_PUT_S`` delays every upload, so that kills fall into the middle of things. It knows the
-commands of replication alone: it starts in half the time without what the others import.
+``SLOW_PUT_S`` delays every upload, so that kills fall into the middle of things.
 """
 
 from __future__ import annotations
@@ -10,21 +9,9 @@ import os
 import signal
 import sys
 import time
-import types
-from typing import Any
 
-_commands: list[Any] = []
-_table = types.ModuleType("sync_engine.cli.table")
-_table.__dict__["COMMANDS"] = _commands
-sys.modules[_table.__name__] = _table
-
-from sync_engine.cli import main  # noqa: E402 - after the short table is in place
-from sync_engine.cli.replicate import REPLICATE  # noqa: E402
-from sync_engine.cli.restore import RESTORE  # noqa: E402
-from sync_engine.cli.snapshots import SNAPSHOTS  # noqa: E402
-from sync_engine.core import failpoints  # noqa: E402
-
-_commands += [REPLICATE, RESTORE, SNAPSHOTS]
+from sync_engine.cli import main
+from sync_engine.core import failpoints
 
 
 def arm(name: str, count: int) -> None:

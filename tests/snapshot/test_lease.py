@@ -125,6 +125,22 @@ def test_without_conditional_writes_the_old_owner_still_learns_it(
     assert not new.conditional
 
 
+def test_without_conditional_writes_an_old_owner_ends_without_touching_the_new_one(
+    tmp_path: Path, runtime: ManualRuntime
+) -> None:
+    objects = Unconditional(tmp_path)
+    old = Lease(objects, runtime, 30.0)
+    old.claim(None)
+    foreign(objects)
+    new = Lease(objects, runtime, 30.0)
+    new.claim(None)
+    taken = objects.get(HEAD)
+
+    old.release()
+
+    assert objects.get(HEAD) == taken
+
+
 def test_a_lost_head_is_no_empty_target(objects: DirectoryObjects, runtime: ManualRuntime) -> None:
     Lease(objects, runtime, 30.0).claim(None)
     objects.delete([HEAD])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import shutil
@@ -336,6 +337,25 @@ def test_a23_a_killed_restore_leaves_the_place_as_it_was(history: History, tmp_p
     rep.restore(path)
     assert rows(path) == history.moments[-1].rows
     assert [p.name for p in tmp_path.iterdir() if "restoring" in p.name] == []
+
+
+def test_a23_a_restore_that_another_one_has_just_finished_is_left_alone(
+    history: History, system: SystemRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one renames its file between our opening and our locking of it."""
+    path, aside = tmp_path / "a.db", tmp_path / ".a.db.restoring"
+    lock = fcntl.flock
+
+    def renamed_before(file: int, operation: int) -> None:
+        aside.write_bytes(b"the other one's")
+        aside.rename(path)
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", renamed_before)
+    with pytest.raises(NewerLocal, match="a moment ago"):
+        restore(DirectoryObjects(history.target), path, system)
+
+    assert path.read_bytes() == b"the other one's"
 
 
 def test_a25_verify_and_drill_tell_healthy_from_doctored(

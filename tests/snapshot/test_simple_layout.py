@@ -12,7 +12,6 @@ import pytest
 import zstandard
 
 from sync_engine.errors import CorruptData
-from sync_engine.runtime import SystemRuntime
 from sync_engine.sinks.snapshot.errors import NoBackup
 from sync_engine.sinks.snapshot.objects import DirectoryObjects
 from sync_engine.sinks.snapshot.simple_layout import restore_simple
@@ -38,6 +37,15 @@ class SimpleWriter:
         self.seconds += 1
         os.utime(path, (self.seconds, self.seconds))
 
+    def begin(self, count: int) -> None:
+        """Make a snapshot of so many rows, behind an empty log."""
+        fill(self.c, count)
+        self.checkpoint("TRUNCATE")
+        self.snapshot("20260101_100000")
+
+    def checkpoint(self, mode: str) -> None:
+        self.c.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+
     def snapshot(self, name: str) -> None:
         key = f"snapshots/{name}.sqlite.zst"
         self._store(key, zstandard.ZstdCompressor().compress(self.db.read_bytes()))
@@ -56,25 +64,14 @@ def simple(tmp_path: Path) -> Iterator[SimpleWriter]:
     made.c.close()
 
 
-@pytest.fixture
-def system() -> Iterator[SystemRuntime]:
-    runtime = SystemRuntime("test")
-    yield runtime
-    runtime.close(1)
-
-
-def test_a_snapshot_and_its_log_are_restored(
-    simple: SimpleWriter, system: SystemRuntime, tmp_path: Path
-) -> None:
-    fill(simple.c, 50)
-    simple.c.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    simple.snapshot("20260101_100000")
+def test_a_snapshot_and_its_log_are_restored(simple: SimpleWriter, tmp_path: Path) -> None:
+    simple.begin(50)
     for _ in range(3):
         fill(simple.c, 20)
         simple.segment()
 
     out = tmp_path / "out.db"
-    done = restore_simple(DirectoryObjects(simple.root), out, system)
+    done = restore_simple(DirectoryObjects(simple.root), out)
 
     assert len(done.logs) == 1
     assert rows(out) == 110
@@ -83,40 +80,38 @@ def test_a_snapshot_and_its_log_are_restored(
 
 
 def test_a_long_old_log_never_wins_over_a_newer_snapshot(
-    simple: SimpleWriter, system: SystemRuntime, tmp_path: Path
+    simple: SimpleWriter, tmp_path: Path
 ) -> None:
     """The greatest number is the oldest state here."""
     fill(simple.c, 100)
     simple.segment()
     simple.c.execute("DELETE FROM t WHERE id > 46")
-    simple.c.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    simple.checkpoint("TRUNCATE")
     simple.c.execute("VACUUM")
-    simple.c.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    simple.checkpoint("TRUNCATE")
     simple.snapshot("20260101_100000")
     fill(simple.c, 4)
     simple.segment()
 
     out = tmp_path / "out.db"
-    done = restore_simple(DirectoryObjects(simple.root), out, system)
+    done = restore_simple(DirectoryObjects(simple.root), out)
 
     assert rows(out) == 50
     assert any("older than the snapshot" in line for line in done.ignored)
 
 
 def test_successive_logs_are_applied_in_the_order_of_their_restarts(
-    simple: SimpleWriter, system: SystemRuntime, tmp_path: Path
+    simple: SimpleWriter, tmp_path: Path
 ) -> None:
-    fill(simple.c, 10)
-    simple.c.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    simple.snapshot("20260101_100000")
+    simple.begin(10)
     fill(simple.c, 60)
     simple.segment()
-    simple.c.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    simple.checkpoint("TRUNCATE")
     fill(simple.c, 5)  # its number is smaller than that of the log before it
     simple.segment()
 
     out = tmp_path / "out.db"
-    done = restore_simple(DirectoryObjects(simple.root), out, system)
+    done = restore_simple(DirectoryObjects(simple.root), out)
 
     assert len(done.logs) == 2
     assert rows(out) == 75
@@ -124,48 +119,38 @@ def test_successive_logs_are_applied_in_the_order_of_their_restarts(
     assert_identical(simple.db, out)
 
 
-def test_a_log_that_was_overwritten_is_not_guessed_at(
-    simple: SimpleWriter, system: SystemRuntime, tmp_path: Path
-) -> None:
+def test_a_log_that_was_overwritten_is_not_guessed_at(simple: SimpleWriter, tmp_path: Path) -> None:
     """A log that restarts in place keeps its length, so it takes the key of the one before."""
-    fill(simple.c, 10)
-    simple.c.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    simple.snapshot("20260101_100000")
+    simple.begin(10)
     fill(simple.c, 60)
     simple.segment()
-    simple.c.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+    simple.checkpoint("RESTART")
     fill(simple.c, 5)
     simple.segment()
 
     out = tmp_path / "out.db"
-    done = restore_simple(DirectoryObjects(simple.root), out, system)
+    done = restore_simple(DirectoryObjects(simple.root), out)
 
     assert rows(out) == 10
     assert done.ignored
 
 
-def test_damage_is_told_and_an_empty_target_is_none(
-    simple: SimpleWriter, system: SystemRuntime, tmp_path: Path
-) -> None:
-    fill(simple.c, 10)
-    simple.c.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    simple.snapshot("20260101_100000")
+def test_damage_is_told_and_an_empty_target_is_none(simple: SimpleWriter, tmp_path: Path) -> None:
+    simple.begin(10)
     path = next(simple.root.glob("snapshots/*"))
     path.write_bytes(path.read_bytes()[:100])
 
     with pytest.raises(CorruptData):
-        restore_simple(DirectoryObjects(simple.root), tmp_path / "out.db", system)
+        restore_simple(DirectoryObjects(simple.root), tmp_path / "out.db")
     (tmp_path / "empty").mkdir()
     with pytest.raises(NoBackup):
-        restore_simple(DirectoryObjects(tmp_path / "empty"), tmp_path / "out.db", system)
+        restore_simple(DirectoryObjects(tmp_path / "empty"), tmp_path / "out.db")
 
     assert not (tmp_path / "out.db").exists()
 
 
 def test_the_command_restores_it(simple: SimpleWriter, tmp_path: Path) -> None:
-    fill(simple.c, 10)
-    simple.c.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    simple.snapshot("20260101_100000")
+    simple.begin(10)
     rep = Replica(tmp_path, str(simple.root))
 
     path = rep.restore(None, "--layout", "simple")

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from sync_engine.sinks.snapshot import segments as segments_module
+from sync_engine.sinks.snapshot import state as state_module
 from sync_engine.sinks.snapshot.checksums import combined
+from sync_engine.sinks.snapshot.settings import ReplicationSettings
+from sync_engine.sinks.snapshot.stage import Stage
 from sync_engine.sinks.snapshot.state import State, StateFile, WalPosition
+from sync_engine.testing import ManualRuntime
 
 BASE = State(
     db_id="0" * 32,
@@ -89,6 +97,44 @@ def test_a_shrinking_database_forgets_the_pages_beyond_its_end(tmp_path: Path) -
     assert again.load() == smaller
     assert again.table.tolist() == [1]
     again.close()
+
+
+def test_a_file_whose_name_may_not_last_does_not_count_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the failed one says was never staged."""
+    file, after = first_and_second(tmp_path)
+
+    def fails(_: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(state_module, "sync_directory", fails)
+        with pytest.raises(OSError, match="Input"):
+            file.replace(replace(after, txid=3), file.table.copy())
+    file.close()
+
+    again = StateFile(tmp_path)
+    assert again.load() == after
+    again.close()
+
+
+def test_a_segment_never_has_more_parts_than_its_name_can_tell(
+    tmp_path: Path, runtime: ManualRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments_module, "PARTS_MAX", 3)
+    file = StateFile(tmp_path)
+    file.replace(replace(BASE, pages=0, checksum=0, page_size=65536), np.zeros(0, np.uint64))
+    stage = Stage(tmp_path / "stage", 1 << 24, runtime)
+    settings = ReplicationSettings(part_bytes=65536)  # one page
+    segments = segments_module.Segments(file, stage, runtime.clock, settings)
+    numbers = np.arange(1, 11, dtype=np.uint32)
+    pending = segments_module.Pending({}, 10, BASE.wal, 1, 32)
+
+    segments.emit(numbers, lambda number: bytes([number]) * 65536, pending)
+
+    assert stage.counts()[0] == 3
+    file.close()
 
 
 def test_a_damaged_file_counts_as_none(tmp_path: Path) -> None:

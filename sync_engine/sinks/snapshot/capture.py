@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from sync_engine.errors import StoreUnavailable
 from sync_engine.ports import Runtime
+from sync_engine.sinks.snapshot.checkpoints import Checkpoints
 from sync_engine.sinks.snapshot.checksums import FrameChecksums, combined, lock_page
 from sync_engine.sinks.snapshot.database import Database
 from sync_engine.sinks.snapshot.errors import PositionLost
-from sync_engine.sinks.snapshot.image import Image, image_at, newest_pages, whole_image
+from sync_engine.sinks.snapshot.image import Found, Image, image_at, newest_pages, whole_image
 from sync_engine.sinks.snapshot.segments import Pending, Segments
 from sync_engine.sinks.snapshot.settings import ReplicationSettings
 from sync_engine.sinks.snapshot.stage import Stage, StageFull
@@ -31,11 +32,6 @@ from sync_engine.telemetry import get_logger
 __all__ = ["Capture", "CaptureCounts", "Origin"]
 
 _log = get_logger("sinks.snapshot")
-_IDLE_S = 0.5
-_CHECKPOINT_EVERY_S = 0.2
-_YIELD_S = 0.15
-_SEAL_WAIT_S = 0.5
-_SEAL_RETRY_S = 0.0003
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +59,15 @@ class CaptureCounts:
     comparisons: int = 0
     compared_pages: int = 0
     full_scans: int = 0
-    checkpoints: int = 0
-    seals: int = 0
-    seal_s_max: float = 0.0
     look_s_max: float = 0.0
     stage_s_max: float = 0.0
-    yields: int = 0
     reopened: int = 0
 
 
 class Capture:
     """The one reader of a database.
 
-    Thread-safety: owned by one job; `counts`, `full`, `seen` may be read by any thread.
+    Thread-safety: owned by one job; `told`, `full`, `seen` may be read by any thread.
 
     Args:
         database: Opened and pinned.
@@ -88,6 +80,9 @@ class Capture:
     Attributes:
         seen: Wall-clock milliseconds, and the transaction that holds all that was committed before.
         full: Why nothing is staged now; empty where that works.
+        frames: Published frames in the log at the last look.
+        imaging: Whether an image is being read, see `open_image`.
+        image_stalled: Whether reading it waits for the target; its owner says so.
     """
 
     def __init__(
@@ -107,17 +102,23 @@ class Capture:
         self._staged = staged
         self._segments = Segments(file, stage, runtime.clock, settings)
         self._checksums = FrameChecksums(database.page_size)
+        # Half of the quota: with names, headers and what does not compress it still fits into it.
+        bytes_max = min(2 * settings.part_bytes, settings.stage_bytes_max // 2)
+        self._pages_max = max(1, bytes_max // database.page_size)
         self._pending: Pending | None = None
         self._continuous = False
-        self._emit_at = self._checkpoint_at = 0.0
-        self._busy_at = self._clock.monotonic()
-        self._quiet = False
-        self._frames = 0
-        self.imaging = False
+        self._emit_at = 0.0
+        self.frames = 0
+        self.imaging = self.image_stalled = False
+        self._checkpoints = Checkpoints(self, runtime.clock, settings)
         self.counts = CaptureCounts()
         self.seen = (0, 0)
         self._looked_ms = 0
         self.full = ""
+
+    def told(self) -> dict[str, int | float]:
+        """Return all counts, for `status`."""
+        return asdict(self.counts) | asdict(self._checkpoints.counts)
 
     # -- one look ---------------------------------------------------------------------------------
 
@@ -132,29 +133,38 @@ class Capture:
             _log.limited("database_missing", path=self.database.path)
             return self._settings.poll_s  # what appears in its place is another file: see `look`
         if self.full and not self._stage_again():
+            self._checkpoints.without_room(now)
             return self._settings.poll_s
         moved = self.look()
         taken_s = self._clock.monotonic() - now
         self.counts.look_s_max = max(self.counts.look_s_max, taken_s)
         if moved:
-            self._busy_at, self._quiet = now, False
-        self._keep_log_short(now)  # first: what is staged is in memory, and the log goes on growing
-        if self._pending is not None and now >= self._emit_at:
-            self.stage_pending()
-        if self._frames >= self._settings.seal_pages:
+            self._checkpoints.moved(now)
+        # First: what is to be staged is in memory, and the log goes on growing.
+        self._checkpoints.step(now)
+        if self._pending is not None and now >= self._emit_at and self.stage_pending():
+            return 0.0  # the log grew meanwhile
+        if self._checkpoints.behind:
             return self._settings.poll_s / 10  # the log grows faster than it is emptied
-        if self._quiet and self._pending is None:
+        if self._checkpoints.quiet and self._pending is None:
             return max(self._settings.poll_s, self._settings.interval_s / 3)
         return self._settings.poll_s
 
     def begin(self, origin: Origin) -> None:
-        """Start a chain: hash every page; a snapshot has to follow."""
-        image, position = whole_image(self.database, self._checksums)
+        """Start a chain: hash every page; a snapshot has to follow.
+
+        Raises:
+            StoreUnavailable: Writers did not leave the time for it; try again.
+        """
         try:
-            table = image.table()
-            pages = image.pages
-        finally:
-            image.close()
+            image, position = whole_image(self.database, self._checksums)
+            try:
+                table = image.table()
+                pages = image.pages
+            finally:
+                image.close()
+        except PositionLost as exc:
+            raise StoreUnavailable("snapshot", "begin", str(exc)) from exc
         self.counts.full_scans += 1
         state = State(
             db_id=origin.db_id,
@@ -209,12 +219,12 @@ class Capture:
         """Read from our position to the published end, under both pins."""
         state = self._state
         position = self._pending.position if self._pending is not None else state.wal
-        header, self._frames = self.database.published()
-        if header is None or not self._frames:
-            if header is None and not self._continuous:
+        header, self.frames = self.database.published()
+        if header is None or not self.frames:
+            if not self._continuous:  # even with a header: a rollback leaves one, and no frames
                 raise PositionLost("there is no log")
             return False
-        end = HEADER_SIZE + self._frames * self._checksums.frame_size
+        end = HEADER_SIZE + self.frames * self._checksums.frame_size
         if header.salts != position.salts:
             if not self._continuous:
                 raise PositionLost("the log was restarted while nobody watched")
@@ -225,8 +235,12 @@ class Capture:
             return False
         if position.offset > end:
             raise PositionLost("more was read than was ever published")
-        found = newest_pages(self.database, header, self._checksums, position, end)
-        self._take(found, position)
+        while position.offset < end:
+            found = newest_pages(
+                self.database, header, self._checksums, position, end, self._pages_max
+            )
+            self._take(found, position)
+            position = found.end
         return True
 
     def _still_there(self, position: WalPosition, end: int) -> bool:
@@ -243,46 +257,41 @@ class Capture:
             os.close(file)
         return bool(words[0, 2:6].tolist() == [*position.salts, *position.seed])
 
-    def _take(
-        self, found: tuple[dict[int, int], int, int, WalPosition], position: WalPosition
-    ) -> None:
-        """Add what was read to what is pending; too much of it is staged at once."""
-        newest, pages, smallest, end = found
+    def _take(self, found: Found, start: WalPosition) -> None:
+        """Add what was read to what is pending; what would be too much is staged at once."""
         pending = self._pending
+        if pending is not None and len(pending.pages) + len(found.newest) > self._pages_max:
+            self._emit_pending(pending)
+            pending = None
         before = pending.size if pending is not None else self._state.pages
-        for number in range(min(before, smallest) + 1, pages + 1):
-            if number not in newest and number != lock_page(self.database.page_size):
+        for number in range(min(before, found.smallest) + 1, found.pages + 1):
+            if number not in found.newest and number != lock_page(self.database.page_size):
                 raise PositionLost(f"the database grew, and page {number} is not in the log")
         if pending is None:
-            now_ms = self._clock.now_ms()
-            pending = Pending({}, before, position, now_ms, position.offset)
+            pending = Pending({}, before, start, self._clock.now_ms(), start.offset)
             self._emit_at = max(self._clock.monotonic(), self._emit_at + self._settings.interval_s)
-        kept = {number: page for number, page in pending.pages.items() if number <= pages}
+        size = self.database.page_size
+        after = replace(pending, pages={}, size=found.pages, position=found.end)
         file = self.database.open_log()
         try:
-            size = self.database.page_size
-
-            def read(number: int) -> bytes:
-                place = newest.get(number)
-                return kept[number] if place is None else os.pread(file, size, place)
-
-            if (len(kept) + len(newest)) * size > 2 * self._settings.part_bytes:
+            if len(found.newest) > self._pages_max:  # one transaction: never in memory as a whole
                 if not self._continuous:
                     raise PositionLost("too much was written while nobody watched")
-                numbers = np.array(sorted(kept.keys() | newest.keys()), np.uint32)
-                self._emit(numbers, read, Pending({}, pages, end, pending.begun_ms, pending.start))
+                numbers = np.array(sorted(found.newest), np.uint32)
+                self._emit(numbers, lambda n: os.pread(file, size, found.newest[n]), after)
                 self._pending = None
             else:
-                kept |= {number: os.pread(file, size, place) for number, place in newest.items()}
+                after.pages = {n: page for n, page in pending.pages.items() if n <= found.pages}
+                after.pages |= {n: os.pread(file, size, at) for n, at in found.newest.items()}
                 header = self.database.header()
-                if header is None or header.salts != end.salts:
+                if header is None or header.salts != found.end.salts:
                     # Possible only before the first hand-over: afterwards, unread frames keep the
                     # log from restarting.
                     raise PositionLost("the log was restarted while it was read")
-                self._pending = Pending(kept, pages, end, pending.begun_ms, pending.start)
+                self._pending = after
         finally:
             os.close(file)
-        self.counts.wal_bytes += end.offset - position.offset
+        self.counts.wal_bytes += found.end.offset - start.offset
 
     # -- staging ----------------------------------------------------------------------------------
 
@@ -301,18 +310,21 @@ class Capture:
             self._emit_at = self._clock.monotonic()
             self._staged()
 
+    def _emit_pending(self, pending: Pending) -> None:
+        numbers = np.array(sorted(pending.pages), np.uint32)
+        self._emit(numbers, pending.pages.__getitem__, pending)
+        self._pending = None
+
     def stage_pending(self) -> bool:
         """Stage what is pending; False where there is no room for it."""
         pending = self._pending
         if pending is None:
             return True
-        numbers = np.array(sorted(pending.pages), np.uint32)
         try:
-            self._emit(numbers, pending.pages.__getitem__, pending)
+            self._emit_pending(pending)
         except StageFull as full:
             self._stuck(full)
             return False
-        self._pending = None
         self.full = ""
         self.seen = (self._looked_ms, self._state.txid)
         return True
@@ -343,7 +355,9 @@ class Capture:
             pending = Pending({}, image.pages, position, now_ms, position.offset)
             self._emit(numbers, image.page, pending)
         except StageFull as full:
-            self._continuous = False  # compare again when there is room
+            self._continuous = False
+            self.database.unpin()  # there is no place in the log to keep
+            self._stage.drain()  # one more comparison, and not one for every object that leaves
             self._stuck(full)
             return False
         except PositionLost as exc:
@@ -373,60 +387,20 @@ class Capture:
             )
         self.database = fresh
 
-    # -- keeping the log short --------------------------------------------------------------------
-
-    def _keep_log_short(self, now: float) -> None:
-        settings = self._settings
-        if self._frames >= settings.seal_pages and not self.imaging:
-            self._seal()
-        elif self._frames >= settings.checkpoint_pages:
-            if now - self._checkpoint_at >= _CHECKPOINT_EVERY_S:
-                self._checkpoint_at = now
-                self._checkpoint()
-        elif not self._quiet and now - self._busy_at >= _IDLE_S:
-            self._busy_at = now
-            self._rest()
-
-    def _checkpoint(self) -> bool:
-        """Copy the log; the next hand-over then lets the next writer restart it."""
-        self.counts.checkpoints += 1
-        if not self.database.checkpoint():
-            return False
-        self.look()
-        return True
-
-    def _seal(self) -> None:
-        """Hold writers up for one look and one checkpoint: the log is too long otherwise."""
-        began = self._clock.monotonic()
-        # SQLite's own waiting sleeps longer each time: against a writer that hardly ever lets go of
-        # the lock, short and frequent attempts get it, and so hold it for less time in all.
-        while self._clock.monotonic() - began < _SEAL_WAIT_S:
-            with self.database.writers_held(0.0) as held:
-                if held:
-                    taken = self._clock.monotonic()
-                    self.look()
-                    self._checkpoint()
-                    self.counts.seals += 1
-                    held_s = self._clock.monotonic() - taken
-                    self.counts.seal_s_max = max(self.counts.seal_s_max, held_s)
-                    return
-            self._clock.sleep(_SEAL_RETRY_S)
-
-    def _rest(self) -> None:
-        """Nothing was committed for a while: empty the log, or let somebody pass who waits."""
-        if self.database.waited_for():
-            if not self.look() and self.stage_pending():
-                self._let_pass()
-        elif self._checkpoint():
-            self._quiet = True
-
-    def _let_pass(self) -> None:
+    def let_go(self, seconds: float) -> None:
         """Drop the pins for a moment; whoever waits for readers gets through."""
-        self.counts.yields += 1
-        self.database.unpin()
         self._continuous = False
-        self._clock.sleep(_YIELD_S)
+        self.database.unpin()
+        if self.image_stalled:
+            self.close_image()
+        self._clock.sleep(seconds)
         self.database.pin()
+
+    def release(self) -> None:
+        """Drop all pins until the next look; what passes meanwhile unseen is found by comparing."""
+        self._continuous = False
+        self.database.unpin()
+        self.close_image()
 
     # -- snapshots --------------------------------------------------------------------------------
 
@@ -435,6 +409,8 @@ class Capture:
 
         None where it cannot be had now.
         """
+        if self.full:
+            return None
         self.database.pin_image()
         self.imaging = True
         try:
@@ -451,14 +427,15 @@ class Capture:
         return None
 
     def close_image(self) -> None:
-        """Let checkpoints go on; safe twice."""
+        """Let checkpoints go on; safe twice. A reader finds pages that change by their hashes."""
         self.imaging = False
         self.database.drop_image()
 
     def finish(self) -> None:
-        """Read and stage what is there: the last thing before the end."""
-        self.look()
-        self.stage_pending()
+        """Read and stage what is there, if there is room: the last thing before the end."""
+        if not self.full or self._stage_again():
+            self.look()
+            self.stage_pending()
 
 
 def _differing(image: Image, table: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> U32:

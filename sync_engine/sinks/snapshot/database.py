@@ -5,8 +5,8 @@ descriptor of a file that it closes:
 
 - one SQLite library in the process: apsw's. The standard library's is never imported here, and a
   process that has the file open already is refused;
-- the descriptor for reading pages is opened once and never closed; ``-shm`` is never opened, except
-  where the library is too old to be asked, and then never closed either.
+- the descriptor for reading pages is opened once a file and never closed; ``-shm`` is never opened,
+  except where the library is too old to be asked, and then never closed either.
 
 The database is never written to. What a checkpoint moves into it was committed by others.
 """
@@ -31,6 +31,7 @@ __all__ = ["Database", "driver"]
 _BUSY_MS = 1000
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "9p", "afs", "fuse.sshfs", "ceph", "glusterfs"}
 _RESET_FIXED = (3, 51, 3)
+_kept: dict[tuple[int, int], int] = {}  # descriptors by device and inode: never closed, see above
 Identity = tuple[int, ...]
 
 
@@ -69,7 +70,7 @@ class Database:
         _refuse_shared(path)
         _refuse_network(path)
         try:
-            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # never closed, see above
+            self._file = _descriptor(path)
         except FileNotFoundError as exc:
             raise StoreUnavailable("snapshot", "open", f"{path} is not there") from exc
         self._wal_path = path.with_name(path.name + "-wal")
@@ -111,8 +112,8 @@ class Database:
         return connection
 
     @property
-    def library_warning(self) -> str:
-        """A sentence about the library, or nothing."""
+    def sqlite_warning(self) -> str:
+        """A sentence about a defect of the SQLite library in use, or nothing."""
         version = tuple(map(int, self._apsw.sqlite_lib_version().split(".")[:3]))
         if version < _RESET_FIXED:
             return (
@@ -146,15 +147,18 @@ class Database:
         """Begin to read with the idle connection, while the other still reads."""
         self._pin(self._pins[1 - self._current])
 
-    def drop_next(self) -> None:
-        """Take the last `pin_next` back."""
-        connection = self._pins[1 - self._current]
+    @staticmethod
+    def _unpin(connection: apsw.Connection) -> None:
         if connection.in_transaction:
             connection.execute("ROLLBACK").fetchall()
 
+    def drop_next(self) -> None:
+        """Take the last `pin_next` back."""
+        self._unpin(self._pins[1 - self._current])
+
     def hand_over(self) -> None:
-        """End the older of the two reads: all that it kept is read."""
-        self._pins[self._current].execute("ROLLBACK").fetchall()
+        """End the older of the two reads, if it goes on: all that it kept is read."""
+        self._unpin(self._pins[self._current])
         self._current = 1 - self._current
 
     def repin(self) -> None:
@@ -163,8 +167,8 @@ class Database:
         self.hand_over()
 
     def unpin(self) -> None:
-        """Let go: from here on, the log may restart unseen."""
-        self._pins[self._current].execute("ROLLBACK").fetchall()
+        """Let go: from here on, the log may restart unseen. Safe twice."""
+        self._unpin(self._pins[self._current])
 
     def pin(self) -> None:
         """Take hold again after `unpin`."""
@@ -176,8 +180,7 @@ class Database:
 
     def drop_image(self) -> None:
         """Take `pin_image` back; safe twice."""
-        if self._reader.in_transaction:
-            self._reader.execute("ROLLBACK").fetchall()
+        self._unpin(self._reader)
 
     # -- the log ----------------------------------------------------------------------------------
 
@@ -270,6 +273,17 @@ class Database:
             return not held
 
 
+def _descriptor(path: Path) -> int:
+    """Return the one descriptor of a file that this process reads pages with."""
+    state = path.stat()
+    found = _kept.get((state.st_dev, state.st_ino))
+    if found is None:
+        found = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        state = os.fstat(found)
+        _kept[state.st_dev, state.st_ino] = found
+    return found
+
+
 def _refuse_shared(path: Path) -> None:
     """Refuse a file that this very process has open: its locks would end with any of ours."""
     try:
@@ -277,7 +291,10 @@ def _refuse_shared(path: Path) -> None:
         descriptors = list(Path("/proc/self/fd").iterdir())
     except OSError:
         return
+    ours = {str(descriptor) for descriptor in _kept.values()}  # of a `Database` that was closed
     for descriptor in descriptors:
+        if descriptor.name in ours:
+            continue
         with suppress(OSError):
             found = descriptor.stat()
             if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):

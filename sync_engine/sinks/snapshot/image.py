@@ -6,8 +6,12 @@ newer into the file, and the log does not restart.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
 
 from sync_engine.sinks.snapshot.checksums import (
     U64,
@@ -18,11 +22,28 @@ from sync_engine.sinks.snapshot.checksums import (
 from sync_engine.sinks.snapshot.database import Database
 from sync_engine.sinks.snapshot.errors import PositionLost
 from sync_engine.sinks.snapshot.state import NOWHERE, WalPosition
-from sync_engine.sinks.snapshot.wal_file import HEADER_SIZE, WalHeader, frames
+from sync_engine.sinks.snapshot.wal_file import HEADER_SIZE, FrameBlock, WalHeader, frames
 
-__all__ = ["Image", "image_at", "newest_pages"]
+__all__ = ["Found", "Image", "image_at", "newest_pages", "whole_image"]
 
 _BLOCK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the log holds between two places; both are ends of transactions.
+
+    Attributes:
+        newest: Page to the place of its newest copy in the log.
+        pages: Size of the database at the end, in pages.
+        smallest: Smallest size that any transaction left.
+        end: The position at the end.
+    """
+
+    newest: dict[int, int]
+    pages: int
+    smallest: int
+    end: WalPosition
 
 
 def newest_pages(
@@ -31,20 +52,26 @@ def newest_pages(
     checksums: FrameChecksums,
     start: WalPosition,
     end: int,
-) -> tuple[dict[int, int], int, int, WalPosition]:
+    pages_max: float = math.inf,
+) -> Found:
     """Read the log between two places.
 
-    Returns:
-        Place of the newest copy of every page in the log; size of the database at the end; smallest
-        size that any transaction left; the position at the end.
+    Args:
+        database: Whose log.
+        header: Of the log.
+        checksums: For its page size.
+        start: Where to begin.
+        end: Offset of the end.
+        pages_max: Stop before the transaction with which there would be more pages than this; the
+            first one is read however large it is.
 
     Raises:
         PositionLost: The frames are not what they have to be.
     """
     newest: dict[int, int] = {}
+    tail: dict[int, int] = {}  # of a transaction that goes on
     pages = smallest = 0
-    seed = start.seed
-    open_end = True
+    place = start
     with os.fdopen(database.open_log(), "rb", buffering=0) as file:
         for block in frames(
             file,
@@ -54,17 +81,38 @@ def newest_pages(
             seed=start.seed,
             end=end,
         ):
-            newest.update(zip(block.numbers.tolist(), block.offsets.tolist(), strict=True))
-            sizes = block.commits[block.commits > 0].tolist()
-            if sizes:
-                pages = sizes[-1]
-                smallest = min(sizes) if not smallest else min(smallest, *sizes)
-            open_end = not block.commits[-1]
-            seed = block.checksum
-    if not newest or open_end:
+            numbers, offsets = block.numbers.tolist(), block.offsets.tolist()
+            roomy = len(newest) + len(tail) + len(numbers) <= pages_max
+            first = 0
+            for stop in _ends(block, last_only=roomy):
+                tail.update(zip(numbers[first:stop], offsets[first:stop], strict=True))
+                grown = sum(number not in newest for number in tail)
+                if newest and len(newest) + grown > pages_max:
+                    return _found(newest, pages, smallest, place)
+                newest |= tail
+                tail = {}
+                sizes = block.commits[first:stop]
+                pages = int(sizes[-1])
+                least = int(sizes[sizes > 0].min())
+                smallest = min(smallest or least, least)
+                end_offset = offsets[stop - 1] + database.page_size
+                place = WalPosition(header.salts, end_offset, block.chain[stop - 1])
+                first = stop
+            tail.update(zip(numbers[first:], offsets[first:], strict=True))
+    if tail or not newest:
         raise PositionLost("the published part of the log does not end with a commit")
-    newest = {number: place for number, place in newest.items() if number <= pages}
-    return newest, pages, smallest, WalPosition(header.salts, end, seed)
+    return _found(newest, pages, smallest, place)
+
+
+def _ends(block: FrameBlock, *, last_only: bool) -> list[int]:
+    """Return the places in a block behind which a transaction ends."""
+    ends: list[int] = (np.flatnonzero(block.commits) + 1).tolist()
+    return ends[-1:] if last_only else ends
+
+
+def _found(newest: dict[int, int], pages: int, smallest: int, end: WalPosition) -> Found:
+    kept = {number: place for number, place in newest.items() if number <= pages}
+    return Found(kept, pages, smallest, end)
 
 
 class Image:
@@ -162,8 +210,6 @@ class Image:
 
     def table(self) -> U64:
         """Return the hash of every page."""
-        import numpy as np
-
         table = np.zeros(self.pages, np.uint64)
         for first, hashes in self.hashes():
             table[first - 1 : first - 1 + len(hashes)] = hashes
@@ -190,10 +236,10 @@ def image_at(
     if header is None or header.salts != position.salts:
         raise PositionLost("the log was restarted under a pin")
     start = WalPosition(header.salts, HEADER_SIZE, header.seed)
-    newest, _, _, end = newest_pages(database, header, checksums, start, position.offset)
-    if end.seed != position.seed:
+    found = newest_pages(database, header, checksums, start, position.offset)
+    if found.end.seed != position.seed:
         raise PositionLost("the log is another one")
-    return Image(database, pages, newest, header.salts)
+    return Image(database, pages, found.newest, header.salts)
 
 
 def whole_image(database: Database, checksums: FrameChecksums) -> tuple[Image, WalPosition]:
@@ -205,17 +251,17 @@ def whole_image(database: Database, checksums: FrameChecksums) -> tuple[Image, W
     for _ in range(20):
         header, count = database.published()
         if header is None or not count:
-            found = _image_without_log(database)
-            if found is not None:
-                return found, NOWHERE
+            image = _image_without_log(database)
+            if image is not None:
+                return image, NOWHERE
             continue
         start = WalPosition(header.salts, HEADER_SIZE, header.seed)
         end = HEADER_SIZE + count * checksums.frame_size
         try:
-            newest, pages, _, position = newest_pages(database, header, checksums, start, end)
+            found = newest_pages(database, header, checksums, start, end)
         except PositionLost:
             continue
-        return Image(database, pages, newest, header.salts), position
+        return Image(database, found.pages, found.newest, header.salts), found.end
     raise PositionLost("the log does not hold still")
 
 

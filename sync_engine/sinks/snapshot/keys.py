@@ -16,7 +16,7 @@ __all__ = ["HEAD", "ROOT", "SegmentKey", "chunk_key", "epoch_of", "manifest_key"
 
 ROOT = "v1/"
 HEAD = "v1/HEAD.json"
-LEVELS = 4
+PARTS_MAX = 9999
 _SEGMENT = re.compile(
     r"v1/([0-9a-f]{32})/e(\d{8})/L([0-3])/([0-9a-f]{16})-([0-9a-f]{16})(?:\.(\d{4})-(\d{4}))?\.seg"
 )

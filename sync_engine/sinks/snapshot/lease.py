@@ -250,6 +250,8 @@ class Lease:
         if self._etag:
             self._document["released"] = True
             with suppress(Exception), self._lock:
+                if not self.conditional:
+                    self._read_back()  # never over the HEAD of somebody who took over
                 self._put(self._etag)
             self._etag = ""
 

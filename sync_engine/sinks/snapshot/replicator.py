@@ -85,7 +85,6 @@ class Replicator:
         self._status = StatusFile(self.state_dir / "status.json")
         self._file = StateFile(self.state_dir)
         self._over = runtime.event()
-        self._stopping = False
         self._failure: Exception | None = None
         self._sums: deque[tuple[int, int]] = deque(maxlen=20_000)
         self._waiting: deque[tuple[int, float]] = deque()
@@ -108,8 +107,11 @@ class Replicator:
 
     # -- lifecycle --------------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def start(self, give_up: Callable[[], bool] = lambda: False) -> None:
         """Restore what is missing, take the target, begin or go on, start the jobs.
+
+        Args:
+            give_up: Asked while waiting for a database or for a dead owner; True ends that.
 
         Blocking: for the lease of a dead owner, and for a first pass over all pages.
 
@@ -120,18 +122,18 @@ class Replicator:
             StoreUnavailable: The target cannot be reached now.
         """
         if not self._path.exists():
-            self._bring_back()
+            self._bring_back(give_up)
         self._phase = "claiming"
         self._say()
         self._database = Database(self._path)
-        if self._database.library_warning:
-            _log.warning("library", what=self._database.library_warning)
+        if self._database.sqlite_warning:
+            _log.warning("sqlite_defect", what=self._database.sqlite_warning)
         state = self._file.load()
         if state is not None and state.page_size != self._database.page_size:
             state = None
         ttl_s = self._settings.lease_ttl_s if self._settings.lease else 0.0
         self._lease = Lease(self._objects, self._runtime, ttl_s)
-        claim = self._lease.claim(state, lambda: self._stopping)
+        claim = self._lease.claim(state, give_up)
         self._build(claim)
         if claim.same and state is not None:
             self._stage.recover(state.db_id, state.epoch, state.txid)
@@ -155,7 +157,7 @@ class Replicator:
         ):
             self._runtime.add_job(name, self._guarded(name, step))
 
-    def _bring_back(self) -> None:
+    def _bring_back(self, give_up: Callable[[], bool]) -> None:
         """The database is not there: restore it, or wait until somebody makes it."""
         if self._settings.auto_restore:
             try:
@@ -170,9 +172,9 @@ class Replicator:
             raise NoBackup(f"{self._path} is not there, and restoring it is switched off")
         self._phase = "waiting for the database"
         self._say()
-        while not self._path.exists() and not self._stopping:
+        while not self._path.exists() and not give_up():
             self._clock.sleep(_MISSING_S)
-        if self._stopping:
+        if not self._path.exists():
             raise StoreUnavailable("snapshot", "start", "stopped before there was a database")
 
     def _build(self, claim: Claim) -> None:
@@ -242,11 +244,6 @@ class Replicator:
             raise self._failure
         return over
 
-    def interrupt(self) -> None:
-        """End waiting; callable from a signal handler."""
-        self._stopping = True
-        self._over.set()
-
     def stop(self, timeout_s: float = _STOP_S) -> int:
         """Stage and upload what is left, as far as the time goes; let everything go.
 
@@ -254,19 +251,20 @@ class Replicator:
             How many transactions are staged and not uploaded; they stay staged.
         """
         until = self._clock.monotonic() + timeout_s
-        self._stopping = True
         left = 0
         if hasattr(self, "_capture"):
-            for name in (CAPTURE, SNAPSHOT, UPKEEP, LEASE, STATUS, UPLOAD):
-                self._runtime.remove_job(name, max(0.1, until - self._clock.monotonic()))
-            if self._failure is None:
+            self._end_jobs(until, CAPTURE, UPLOAD)
+            if self._failure is None:  # before others use the time up: a snapshot can be long
                 with suppress(SyncEngineError):
                     self._capture.finish()
                 left = self._upload_rest(until)
+            self._end_jobs(until, SNAPSHOT, UPKEEP, LEASE, STATUS)
             self._capture.close_image()
             self._capture.database.close()
             self._phase = "stopped" if self._failure is None else "fenced"
             self._say()
+        elif hasattr(self, "_database"):
+            self._database.close()
         if hasattr(self, "_lease") and self._failure is None:
             self._lease.release()
         self._file.close()
@@ -274,6 +272,10 @@ class Replicator:
             os.close(self._owner)
             self._owner = -1
         return left
+
+    def _end_jobs(self, until: float, *names: str) -> None:
+        for name in names:
+            self._runtime.remove_job(name, max(0.1, until - self._clock.monotonic()))
 
     def _upload_rest(self, until: float) -> int:
         with suppress(SyncEngineError):
@@ -287,6 +289,7 @@ class Replicator:
     def _step_capture(self) -> float:
         if self._capture.imaging and not self._snapshotter.reading:
             self._capture.close_image()
+        self._capture.image_stalled = self._snapshotter.stalled
         wait_s = self._capture.step()
         if self._snapshot_due() and not self._capture.imaging:
             opened = self._capture.open_image()
@@ -387,7 +390,7 @@ class Replicator:
             return found | {"durable_txid": 0, "seen_ms": 0, "seen_txid": 0}
         waiting, size, _ = self._stage.counts()
         now = self._clock.monotonic()
-        oldest = self._waiting[0][1] if self._waiting else now
+        oldest = next(iter(tuple(self._waiting)), (0, now))[1]  # the uploading job takes away
         seen_ms, seen_txid = self._capture.seen
         return found | {
             "epoch": self._inventory.lineage[0].epoch,
@@ -401,7 +404,7 @@ class Replicator:
             "conditional_writes": self._lease.conditional,
             "lease_held": self._lease.held,
             "lease_renewals": self._lease.renewals,
-            "capture": asdict(self._capture.counts),
+            "capture": self._capture.told(),
             "upload": asdict(self._uploader.counts),
             "snapshot": asdict(self._snapshotter.counts),
             **self._upkeep.status(),

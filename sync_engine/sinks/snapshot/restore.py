@@ -153,6 +153,8 @@ def _aside(path: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise NewerLocal(f"{path} is being restored by another process") from None
+        if not _names(aside, lock):  # it was renamed meanwhile: what we hold is the database
+            raise NewerLocal(f"{path} was restored by another process a moment ago")
         os.ftruncate(lock, 0)  # what a killed restore left
         try:
             yield aside
@@ -163,6 +165,13 @@ def _aside(path: Path) -> Iterator[Path]:
             raise
     finally:
         os.close(lock)
+
+
+def _names(path: Path, descriptor: int) -> bool:
+    """Tell whether a path names an open file."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    return False
 
 
 def restore_plan(

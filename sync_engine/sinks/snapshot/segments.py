@@ -17,7 +17,7 @@ from sync_engine.errors import StoreUnavailable
 from sync_engine.ports import Clock
 from sync_engine.sinks.snapshot.checksums import lock_page, page_hash
 from sync_engine.sinks.snapshot.format import SegmentHeader, make_segment
-from sync_engine.sinks.snapshot.keys import SegmentKey
+from sync_engine.sinks.snapshot.keys import PARTS_MAX, SegmentKey
 from sync_engine.sinks.snapshot.settings import ReplicationSettings
 from sync_engine.sinks.snapshot.stage import Stage, StageFull
 from sync_engine.sinks.snapshot.state import U32, State, StateFile, WalPosition
@@ -130,7 +130,11 @@ class Segments:
     ) -> Iterator[tuple[SegmentKey, bytes]]:
         """Yield name and bytes of each part, one at a time: the bound of memory."""
         before = self.state
-        step = max(1, self._settings.part_bytes // before.page_size)
+        step = max(
+            1,
+            self._settings.part_bytes // before.page_size,
+            math.ceil(len(numbers) / PARTS_MAX),
+        )
         parts = max(1, math.ceil(len(numbers) / step))
 
         for place in range(parts):

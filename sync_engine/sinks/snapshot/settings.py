@@ -20,7 +20,8 @@ class ReplicationSettings:
     Attributes:
         interval_s: Seconds between two segments while the database changes: what a lost host may
             take along.
-        poll_s: Seconds between two looks at the write-ahead log; at most `interval_s`.
+        poll_s: Seconds between two looks at the write-ahead log; longer than `interval_s`, it takes
+            the place of it.
         snapshot_interval_s: Seconds between two snapshots.
         compact_s: Width of the levels L1, L2, L3 in seconds, ascending.
         retain_s: Points younger than this stay restorable.
@@ -30,8 +31,11 @@ class ReplicationSettings:
         grace_s: Seconds between finding an object superfluous and deleting it.
         drill_interval_s: Seconds between two trial restores; 0 for none.
         compression_level: Of zstd, 1 to 22.
-        stage_bytes_max: Local disk space for what is not uploaded yet. Beyond it nothing is thrown
-            away: capturing stops, keeps its place, and says so.
+        stage_bytes_max: Local disk space for what is not uploaded yet. It is kept to: capturing
+            stops before it, throws nothing away, keeps its place in the database's log (which
+            grows meanwhile) until somebody's checkpoint waits for it, and says so. One thing alone
+            may go beyond: a single transaction, or what a comparison of pages found, that is larger
+            than all of this; it is let in only while nothing else waits.
         chunk_bytes: Size of one piece of a snapshot before compression.
         part_bytes: Size of one piece of a segment before compression.
         checkpoint_pages: Pages in the write-ahead log that call for a checkpoint.

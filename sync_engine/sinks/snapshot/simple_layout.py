@@ -24,7 +24,7 @@ from typing import Any
 import zstandard
 
 from sync_engine.errors import CorruptData
-from sync_engine.ports import BlobInfo, Runtime
+from sync_engine.ports import BlobInfo
 from sync_engine.sinks.snapshot.checksums import FrameChecksums
 from sync_engine.sinks.snapshot.errors import NoBackup, PositionLost
 from sync_engine.sinks.snapshot.objects import Objects
@@ -75,7 +75,6 @@ class _Log:
 def restore_simple(
     objects: Objects,
     path: Path,
-    runtime: Runtime,
     *,
     check: str = "full",
     force: bool = False,
@@ -86,7 +85,6 @@ def restore_simple(
     Args:
         objects: The target.
         path: The file to make.
-        runtime: Not used for anything but its clock.
         check: As `restore`.
         force: As `restore`.
         discard_newer: As `restore`.
@@ -98,7 +96,6 @@ def restore_simple(
 
     Memory: the largest object, and the page numbers of one log.
     """
-    del runtime
     snapshot = _choose_snapshot(objects)
     logs, ignored = _read_logs(objects, snapshot)
     newest_ms = max([snapshot.modified_ms, *(log.info.modified_ms for log in logs)])
@@ -198,7 +195,7 @@ def _open_log(objects: Objects, info: BlobInfo) -> _Log | None:
         if block is None:
             break
         open_pages[int(block.numbers[0])] = int(block.offsets[0])
-        seed, at = block.checksum, at + size
+        seed, at = block.chain[-1], at + size
         if block.commits[0]:
             newest |= open_pages
             open_pages = {}

@@ -119,6 +119,11 @@ class Snapshotter:
         job = self._job
         return job is not None and not job.read
 
+    @property
+    def stalled(self) -> bool:
+        """Whether reading an image waits for the target, which does not take what has to leave."""
+        return self.reading and self._failures > 0
+
     def give(self, image: Image, state: State, table: U64) -> None:
         """Begin one; the image stays valid until `read` is called."""
         self._began = self._runtime.clock.monotonic()
@@ -226,6 +231,7 @@ class Snapshotter:
         data = path.read_bytes()
         self._lease.ensure()
         put_same(self._objects, key, data, conditional=self._lease.conditional)
+        self._failures = 0  # the target takes things again, though the step goes on
         self._inventory.sizes[key] = len(data)
         self.counts.chunks += 1
         self.counts.put_bytes += len(data)

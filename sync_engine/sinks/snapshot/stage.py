@@ -1,7 +1,9 @@
 """What is captured and not uploaded yet: files that survive everything, in order, within a quota.
 
 Nothing is ever thrown away to make room. When the quota is reached or the disk is full, staging
-raises `StageFull`: capturing keeps its place in the write-ahead log and tries again.
+raises `StageFull`: capturing stops where it is in the write-ahead log, and tries again. What is
+larger than the whole quota could never leave otherwise: it is let in alone, when nothing else
+waits.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ class Stage:
         self._lock = runtime.lock()
         self._waiting: dict[str, Staged] = {}
         self._written: dict[Path, int] = {}  # not admitted yet
+        self._refused_at = bytes_max
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def recover(self, db_id: str, epoch: int, txid: int) -> None:
@@ -84,8 +87,12 @@ class Stage:
 
     @property
     def full(self) -> bool:
-        """Whether the quota is reached."""
-        return self.size >= self._bytes_max
+        """Whether the quota is reached: nothing left since something was refused for it."""
+        return self.size >= self._refused_at
+
+    def drain(self) -> None:
+        """Count as full until nothing waits: whatever is written then is let in."""
+        self._refused_at = 1
 
     def write(self, key: SegmentKey, data: bytes) -> Path:
         """Write one object, durably; it waits only from `admit` on.
@@ -93,8 +100,9 @@ class Stage:
         Raises:
             StageFull: The quota or the disk has no room.
         """
-        held = self.size + sum(self._written.values())
-        if self._waiting and held + len(data) > self._bytes_max:
+        waiting = self.size
+        if waiting and waiting + sum(self._written.values()) + len(data) > self._bytes_max:
+            self._refused_at = waiting
             raise StageFull(f"the quota of {self._bytes_max} bytes is reached")
         path = self._directory / str(key).rpartition("/")[2]
         aside = path.with_suffix(".new")
@@ -121,6 +129,7 @@ class Stage:
         """Let an object be uploaded: the state knows of it now."""
         size = path.stat().st_size
         self._written.pop(path, None)
+        self._refused_at = self._bytes_max
         with self._lock:
             self._waiting[path.name] = Staged(key, path, size)
 

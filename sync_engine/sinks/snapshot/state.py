@@ -184,6 +184,8 @@ class StateFile:
             sync_directory(self._directory)
         except OSError:
             os.close(file)
+            with suppress(OSError):  # renamed, perhaps, and then it would count at the next start
+                path.unlink()
             raise
         if self._file >= 0:
             os.close(self._file)

@@ -32,6 +32,8 @@ _EXIT_NOTHING = 1
 _LOGS = "*.log.db"  # of engines: what they have delivered is dropped from them
 _LOOK_S = 0.5
 _STOP_S = 15.0
+_FIRST_S = 5.0
+_WAIT_S = 0.05
 _STEADY_S = 60.0
 _SECRETS = {
     "access_key_id": "AWS_ACCESS_KEY_ID",
@@ -238,13 +240,60 @@ class SnapshotSupervisor:
         return dict(os.environ) | self._environment
 
     def close(self) -> None:
-        """Let the child finish what it has, and end it; safe twice."""
-        if self._attached:
-            self._runtime.remove_job(self._job, _LOOK_S)
-            self._attached = False
-        child, self._child = self._child, None
-        if child is None:
+        """Let the child finish what it has, and end it; safe twice.
+
+        What it did not get to is in the database, and replicated after the next start; it is told
+        as ``replica_behind``.
+
+        Blocking: up to 5 s for the first snapshot of a child that was only just started, and up to
+        15 s for what was committed since.
+        """
+        if not self._attached:
             return
+        self._attached = False
+        self._runtime.remove_job(self._job, _LOOK_S)
+        child, self._child = self._child, None
+        if child is not None:
+            self._wait_for_first(child)
+            self._end(child)
+        behind = self._behind(child)
+        if behind:
+            _log.warning("replica_behind", name=self.name, target=redact(self._target), why=behind)
+
+    def _wait_for_first(self, child: subprocess.Popen[bytes]) -> None:
+        """Wait until there is something that can be restored: before it, all that is sent is lost.
+
+        A child that has come that far needs no waiting for: it delivers the rest before it ends.
+        """
+        until = self._clock.monotonic() + _FIRST_S
+        while self._clock.monotonic() < until:
+            found = self._said_by(child)
+            if found.get("phase") == "running" and found.get("durable_txid"):
+                return
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(_WAIT_S)  # the runtime may be closed: its sleeps are over
+                return
+
+    def _said_by(self, child: subprocess.Popen[bytes]) -> dict[str, Any]:
+        with contextlib.suppress(StoreUnavailable):
+            found = self.status()
+            if found["pid"] == child.pid:
+                return found
+        return {}
+
+    def _behind(self, child: subprocess.Popen[bytes] | None) -> str:
+        """Return why the target does not hold everything; empty where it does."""
+        found = {} if child is None else self._said_by(child)
+        if found.get("phase") != "stopped":
+            return str(found.get("error") or "the replicator did not get to copy anything")
+        if not found["durable_txid"]:
+            return "the first snapshot was not complete"
+        if found["durable_txid"] < found["txid"] or found["stage_full"]:
+            return f"transactions {found['durable_txid'] + 1} to {found['txid']} are staged"
+        return ""
+
+    @staticmethod
+    def _end(child: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ProcessLookupError):
             child.send_signal(signal.SIGTERM)
         try:

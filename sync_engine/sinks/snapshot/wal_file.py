@@ -7,7 +7,7 @@ file and of its index (``-shm``), see `database.py`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -65,13 +65,13 @@ class FrameBlock:
         numbers: Page of each frame.
         commits: Size of the database in pages where the frame ends a transaction, else 0.
         offsets: Place of each page in the file, in bytes.
-        checksum: Chain checksum after the last frame.
+        chain: Checksum after each frame.
     """
 
     numbers: npt.NDArray[np.uint32]
     commits: npt.NDArray[np.uint32]
     offsets: npt.NDArray[np.int64]
-    checksum: tuple[int, int]
+    chain: Sequence[tuple[int, int]]
 
 
 def frames(
@@ -116,5 +116,5 @@ def frames(
             raise PositionLost("a published frame does not continue the chain")
         seed = chain[-1]
         places = start + FRAME_HEADER + size * np.arange(count, dtype=np.int64)
-        yield FrameBlock(words[:, 0], words[:, 1], places, seed)
+        yield FrameBlock(words[:, 0], words[:, 1], places, chain)
         start += count * size
