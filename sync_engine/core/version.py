@@ -8,11 +8,18 @@ Source: Kulkarni, Demirbas et al., "Logical Physical Clocks", OPODIS 2014.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sync_engine.core.item import VERSION_MAX
 
-__all__ = ["ENGINE_NUMBER_MAX", "VersionClock", "version_of_ms"]
+__all__ = [
+    "ENGINE_NUMBER_MAX",
+    "VersionClock",
+    "free_number",
+    "ms_of_version",
+    "number_of_log",
+    "version_of_ms",
+]
 
 _STEP = 1 << 10
 _MS_SHIFT = 20
@@ -22,6 +29,34 @@ ENGINE_NUMBER_MAX = _STEP - 1
 def version_of_ms(now_ms: int) -> int:
     """Return the smallest version of a millisecond."""
     return now_ms << _MS_SHIFT
+
+
+def ms_of_version(version: int) -> int:
+    """Return the wall-clock milliseconds of a version."""
+    return version >> _MS_SHIFT
+
+
+def number_of_log(log_uuid: str) -> int:
+    """Return the engine number of a log that has not claimed one yet."""
+    return int(log_uuid[:8], 16) & ENGINE_NUMBER_MAX
+
+
+def free_number(wanted: int, held: Sequence[int]) -> int:
+    """Choose an engine number.
+
+    Args:
+        wanted: Taken if nobody holds it.
+        held: Numbers that others hold, the one seen last the longest ago first.
+
+    Returns:
+        A number that nobody holds; where all are held, the first of them, for its holder has most
+        likely gone for ever.
+    """
+    taken = set(held)
+    if wanted not in taken:
+        return wanted
+    free = (number for number in range(ENGINE_NUMBER_MAX + 1) if number not in taken)
+    return next(free, held[0])
 
 
 class VersionClock:
@@ -38,6 +73,15 @@ class VersionClock:
         self._number = engine_number & ENGINE_NUMBER_MAX
         self._last = 0
         self.observe(floor)
+
+    @property
+    def number(self) -> int:
+        """The engine number in the versions issued."""
+        return self._number
+
+    def renumber(self, number: int) -> None:
+        """Issue versions of another engine number from now on; they go on growing."""
+        self._number = number & ENGINE_NUMBER_MAX
 
     @property
     def last(self) -> int:

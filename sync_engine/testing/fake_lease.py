@@ -58,6 +58,7 @@ class Writer:
         self._told = False
         self._held = False
         self._wait_s = 0.0
+        self.fleet_epoch = 0  # when it was last looked at
         self._name = ""
         self._rename()
 
@@ -79,6 +80,11 @@ class Writer:
 
     def lease(self, owner: str, ttl_s: float, *, steal: bool) -> int:
         """Acquire or renew; return the epoch, or 0."""
+        epoch = self._lease(owner, ttl_s, steal=steal)
+        self.fleet_epoch = self._table.epoch
+        return epoch
+
+    def _lease(self, owner: str, ttl_s: float, *, steal: bool) -> int:
         self._owner, self._ttl_s = owner, ttl_s
         table = self._table
         dead = self._dead(steal=steal)
@@ -88,6 +94,7 @@ class Writer:
         for name in dead:
             del table.writers[name]
         if len(table.writers) > 1:
+            table.epoch += bool(dead)  # the others are to learn of it
             if table.holder == self._name and self._told:
                 table.free()
             self._told = table.holder == self._name

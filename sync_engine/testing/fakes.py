@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 import uuid
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 from sync_engine.core.item import Change, Route
+from sync_engine.core.version import free_number
 from sync_engine.ports import ArchiveInfo, Clock
 from sync_engine.testing.fake_lease import LeaseTable, Writer
 
@@ -146,6 +149,7 @@ class _Rows:
         self.generation = 0
         self.epoch = 0
         self.leases = LeaseTable()
+        self.numbers: dict[str, int] = {}  # by log, the one seen last the longest ago first
 
 
 class MemoryArchive:
@@ -168,11 +172,11 @@ class MemoryArchive:
         self._batches = 0
         self._writer = Writer(self._rows.leases, clock, name)
 
-    def client(self) -> MemoryArchive:
-        """Return another client of the same database."""
-        other = MemoryArchive(self._clock, name=self.name)
-        other._rows = self._rows
-        other._writer = Writer(self._rows.leases, self._clock, self.name)
+    def client(self) -> Self:
+        """Return another client of the same database, a copy of this one in all else."""
+        other = copy.copy(self)
+        writer = Writer(self._rows.leases, self._clock, self.name)
+        vars(other).update(_batches=0, _writer=writer)
         return other
 
     def attach(self) -> ArchiveInfo:
@@ -182,9 +186,14 @@ class MemoryArchive:
     def info(self) -> ArchiveInfo:
         """Return identity and generation."""
         rows = self._rows
-        return ArchiveInfo(
-            uuid=rows.uuid, generation=rows.generation, schema_version=1, server="memory"
-        )
+        with rows.lock:
+            return ArchiveInfo(
+                uuid=rows.uuid,
+                generation=rows.generation,
+                others=rows.generation - self._batches,
+                schema_version=1,
+                server="memory",
+            )
 
     def apply(self, changes: Sequence[Change]) -> None:
         """Keep the newest of every id, all or none.
@@ -332,13 +341,30 @@ class MemoryArchive:
         with self._rows.lock:
             self._writer.release()
 
+    def claim_number(self, log_uuid: str, wanted: int) -> int:
+        """Return the engine number that is a log's alone."""
+        numbers = self._rows.numbers
+        with self._rows.lock:
+            number = numbers.pop(log_uuid, None)
+            if number is None:
+                number = free_number(wanted, list(numbers.values()))
+                for log in [log for log, held in numbers.items() if held == number]:
+                    del numbers[log]
+            numbers[log_uuid] = number
+            return number
+
     def ping(self) -> float:
         """Return 0: no way to go."""
         return 0.0
 
     def stats(self) -> Mapping[str, float]:
         """Return counters."""
-        return {"corrupt": 0, "rows": len(self._rows.by_id), "batches": self._batches}
+        return {
+            "corrupt": 0,
+            "rows": len(self._rows.by_id),
+            "batches": self._batches,
+            "fleet_epoch": self._writer.fleet_epoch,
+        }
 
     def close(self) -> None:
         """Leave the writers; the rows stay, as those of a server would."""

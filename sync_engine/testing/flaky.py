@@ -179,6 +179,10 @@ class FlakyStore:
         """As `ports.ArchiveStore.release_lease`."""
         self._call("release_lease", owner)
 
+    def claim_number(self, log_uuid: str, wanted: int) -> int:
+        """As `ports.ArchiveStore.claim_number`."""
+        return int(self._call("claim_number", log_uuid, wanted))
+
     def info(self) -> Any:
         """As `ports.ArchiveStore.info`."""
         return self._call("info")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 __all__ = ["Cursors"]
 
@@ -16,16 +16,17 @@ class Cursors:
 
     Args:
         stored: Cursors as the file holds them.
-        overlay: The follower that reads have to see changes until it passed them.
+        overlay: Followers that reads have to see changes until they passed them, followed or not
+            yet.
 
     Attributes:
         wake_at: The lowest position that somebody waits for.
     """
 
-    def __init__(self, stored: Mapping[str, int], overlay: str) -> None:
+    def __init__(self, stored: Mapping[str, int], overlay: Iterable[str]) -> None:
         self._positions = dict(stored)
         self._saved = dict(stored)
-        self._overlay = {overlay}
+        self._overlay = set(overlay)
         self._wants: dict[str, int] = {}
         self.wake_at = _NOBODY
 
@@ -37,11 +38,9 @@ class Cursors:
         """Return a copy of all positions by name."""
         return dict(self._positions)
 
-    def add(self, name: str, position: int, *, overlay: bool) -> None:
+    def add(self, name: str, position: int) -> None:
         """Know a follower from now on, at a position if it is new."""
         self._positions.setdefault(name, position)
-        if overlay:
-            self._overlay.add(name)
 
     def forget(self, name: str) -> None:
         """Know a follower no longer."""

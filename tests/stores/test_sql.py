@@ -6,7 +6,12 @@ import pytest
 
 from sync_engine.stores.sql import SqlArchive
 from sync_engine.testing import ManualClock
-from sync_engine.testing.contracts.archive import ArchiveContract, MakeArchive, SoleWriterContract
+from sync_engine.testing.contracts.archive import (
+    ArchiveContract,
+    EngineNumberContract,
+    MakeArchive,
+    SoleWriterContract,
+)
 
 
 @pytest.fixture
@@ -19,4 +24,8 @@ class TestSqlArchive(ArchiveContract):
 
 
 class TestSoleWriter(SoleWriterContract):
+    pass
+
+
+class TestEngineNumbers(EngineNumberContract):
     pass

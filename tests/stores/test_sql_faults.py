@@ -372,3 +372,18 @@ def test_a_reply_that_was_lost_leaves_the_batch_repeatable(
 
     assert {change.version for change in archive.scan()} == {2}
     archive.close()
+
+
+def test_a_page_makes_up_for_rows_that_fail_their_checksum_and_counts_them(
+    sqlite_url: str, clock: ManualClock
+) -> None:
+    """A page shorter than its limit says that there is no more: a damaged row must not say so."""
+    archive = open_archive(sqlite_url, clock=clock)
+    archive.apply([Change(id, 1, b"v") for id in ("a", "b", "c", "d")])
+    with archive._dialect.writing() as (connection, _):
+        forge = "UPDATE {t} SET content = ? WHERE id = ?k"
+        archive._dialect.execute(connection, forge, (b"forged", b"b"))
+
+    assert [change.id for change in archive.scan(limit=3)] == ["a", "c", "d"]
+    assert archive.stats()["corrupt"] == 1
+    archive.close()

@@ -6,7 +6,8 @@ import pytest
 
 from sync_engine.stores.sql import SqlArchive
 from sync_engine.testing import ManualClock
-from sync_engine.testing.contracts.archive import ArchiveContract, MakeArchive, put
+from sync_engine.testing.contracts.archive import ArchiveContract, MakeArchive
+from sync_engine.testing.contracts.archive_data import put
 
 
 @pytest.fixture

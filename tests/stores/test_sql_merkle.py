@@ -355,3 +355,37 @@ def test_ten_of_a_million_are_found_without_listing_them(tmp_path: Any) -> None:
     assert found["found"] == 10
     assert found["bytes"] < found["full_bytes"] / 100
     assert found["seconds"] < found["full_seconds"]
+
+
+def test_a_purge_by_an_engine_without_a_tree_makes_it_unknown(
+    sqlite_url: str, clock: ManualClock
+) -> None:
+    """Rows that go are as unknown to the tree as rows that come."""
+    archive = open_archive(sqlite_url, clock=clock)
+    careless = open_archive(sqlite_url, clock=clock, merkle=False)
+    archive.apply([put("a", 1), Change("b", 2, None)])
+    assert archive.merkle.state().built
+
+    assert careless.purge_tombstones(below_version=9, limit=10) == 1
+
+    assert not archive.merkle.state().built
+    assert built_anew(archive).total.dead == 0
+    archive.close()
+    careless.close()
+
+
+def test_a_large_block_that_its_rows_do_not_add_up_to_is_not_cut_up_but_unknown(
+    sqlite_url: str, clock: ManualClock
+) -> None:
+    """What was changed behind the engine's back is never made part of the tree's truth."""
+    archive = open_archive(sqlite_url, clock=clock)
+    archive.apply(items(BLOCK_ENTRIES_MAX))
+    archive.merkle.fold()
+    with archive._dialect.writing() as (connection, _):
+        archive._dialect.execute(connection, "DELETE FROM {t} WHERE id = ?k", (b"d0.000003",))
+
+    archive.apply(items(100, BLOCK_ENTRIES_MAX))
+    archive.merkle.fold()
+
+    assert not archive.merkle.state().built
+    archive.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import pytest
 
@@ -26,6 +26,28 @@ class TestMemorySink(SinkContract):
 
     def refused_change(self) -> Change:
         return Change("refused", 9, b"")
+
+
+class ForgetfulSink(MemorySink):
+    """Keeps nothing of what is deleted."""
+
+    def _keep(self, changes: Sequence[Change]) -> None:
+        super()._keep(changes)
+        self.rows = {id: row for id, row in self.rows.items() if row.content is not None}
+
+
+class TestForgetfulSink(TestMemorySink):
+    """A sink may do less, where it says so."""
+
+    remembers_deletions = False
+    refuses = False
+
+    @pytest.fixture(autouse=True)
+    def target(self) -> None:
+        self.memory = ForgetfulSink()
+
+    def refused_change(self) -> None:
+        return None
 
 
 class TestPositionedMemorySink(PositionedSinkContract):

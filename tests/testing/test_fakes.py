@@ -10,6 +10,7 @@ from sync_engine.ports import ArchiveStore, CacheStore
 from sync_engine.testing import FlakyStore, ManualClock, MemoryArchive, MemoryCacheStore
 from sync_engine.testing.contracts.archive import (
     ArchiveContract,
+    EngineNumberContract,
     MakeArchive,
     SoleWriterContract,
 )
@@ -28,6 +29,10 @@ class _Shared:
 
 
 class TestMemoryArchive(_Shared, ArchiveContract):
+    pass
+
+
+class TestMemoryArchiveNumbers(_Shared, EngineNumberContract):
     pass
 
 

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,9 +51,9 @@ def open_log(tmp_path: Path, ear: Ear) -> Iterator[Open]:
     opened: list[WriteAheadLog] = []
     runtime = ManualRuntime()
 
-    def open_(name: str = "main.log.db", **options: int) -> WriteAheadLog:
+    def open_(name: str = "main.log.db", **options: Any) -> WriteAheadLog:
         log = WriteAheadLog(tmp_path / name, runtime, ear, **options)
-        log.follow("l3", overlay=True)
+        log.follow("l3")
         opened.append(log)
         return log
 
@@ -115,8 +116,8 @@ def test_a_change_is_readable_until_the_archive_has_it(open_log: Open, ear: Ear)
 
 def test_overlay_entries_stay_until_every_reading_tier_has_passed(open_log: Open) -> None:
     """Leaving on the archive alone would let a lagging L2 answer with an older value."""
-    log = open_log()
-    log.follow("l2", overlay=True)
+    log = open_log(overlay=["l2"])
+    log.follow("l2")
     change = put(log, "a")
 
     drain(log, "l3")
@@ -124,6 +125,20 @@ def test_overlay_entries_stay_until_every_reading_tier_has_passed(open_log: Open
 
     drain(log, "l2")
     assert log.pending("a") is None
+
+
+def test_a_lagging_tier_keeps_its_overlay_whichever_is_followed_first(open_log: Open) -> None:
+    first = open_log(overlay=["l2"])
+    first.follow("l2")
+    change = put(first, "a")
+    drain(first, "l3")
+    first.write()
+    first.close()
+
+    again = open_log(overlay=["l2"])  # follows l3, which has everything, before l2
+    again.follow("l2")
+
+    assert again.pending("a") == change
 
 
 def test_the_newest_change_wins_in_the_overlay(open_log: Open) -> None:

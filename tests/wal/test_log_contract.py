@@ -28,7 +28,7 @@ class Logs:
         log = WriteAheadLog(
             self._path, ManualRuntime(), LogListener(), memory_bytes_max=self._memory_bytes_max
         )
-        log.follow("l3", overlay=True)
+        log.follow("l3")
         self.open = log
         return log
 

@@ -32,7 +32,7 @@ def bell() -> Bell:
 @pytest.fixture
 def log(tmp_path: Path, bell: Bell) -> Iterator[WriteAheadLog]:
     log = WriteAheadLog(tmp_path / "main.log.db", ManualRuntime(), bell)
-    log.follow("l3", overlay=True)
+    log.follow("l3")
     yield log
     log.close()
 

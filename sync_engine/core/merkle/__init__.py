@@ -3,6 +3,7 @@
 from sync_engine.core.merkle.batch import MerkleBatch, sums_by_block
 from sync_engine.core.merkle.diff import Divergence, MerkleDiff, MerkleTree, diff
 from sync_engine.core.merkle.digest import EMPTY, SetDigest, entry_hash
+from sync_engine.core.merkle.mirror import MerkleMirrored, generation_of, position_of
 from sync_engine.core.merkle.tree import (
     CheckedRow,
     MemorySource,
@@ -24,6 +25,7 @@ __all__ = [
     "MerkleBatch",
     "MerkleDiff",
     "MerkleEntry",
+    "MerkleMirrored",
     "MerkleNode",
     "MerklePage",
     "MerkleSource",
@@ -35,5 +37,7 @@ __all__ = [
     "check_separator",
     "diff",
     "entry_hash",
+    "generation_of",
+    "position_of",
     "sums_by_block",
 ]

@@ -8,6 +8,7 @@ except ModuleNotFoundError as exc:
     raise ConfigError("redis_url: install the driver: pip install 'sync-engine[redis]'") from exc
 
 from sync_engine.stores.redis.feed import RedisFeed
+from sync_engine.stores.redis.merkle import RedisMerkleStore
 from sync_engine.stores.redis.store import RedisStore
 
-__all__ = ["RedisFeed", "RedisStore"]
+__all__ = ["RedisFeed", "RedisMerkleStore", "RedisStore"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from sync_engine.core.item import Change, Route
+from sync_engine.errors import StorageError
 from sync_engine.stores.sql.dialect import Connection, Dialect
+from sync_engine.stores.sql.errors import STORE
 from sync_engine.stores.sql.merkle import SqlMerkle
 from sync_engine.stores.sql.rows import COLUMNS, KEY_COLUMNS, change_of, key_change_of, rows_of
 
@@ -15,8 +17,11 @@ _ALL = ", ".join(COLUMNS)
 _KEYS = len(KEY_COLUMNS)
 
 
-class Raced(Exception):
+class Raced(StorageError):
     """A row appeared while the transaction ran: roll back, and look again."""
+
+    def __init__(self) -> None:
+        super().__init__(STORE, "write", "an id that seemed new has a row")
 
 
 def write_if(

@@ -59,10 +59,10 @@ class Dialect(ABC):
     """Connections, sessions and statements of one kind of database.
 
     Every pooled connection is in autocommit mode: a lone read is one round trip, and a transaction
-    says so itself. SQL is written once with ``{t}``, ``{m}`` and ``{w}`` for the item, meta and
-    writer tables, ``{d}``, ``{b}`` and ``{s}`` for the Merkle tree's deltas, blocks and state,
-    ``?`` for a number or a value, ``?k`` for an id or label given as bytes, and ``{lock}`` where a
-    row that is read has to be locked.
+    says so itself. SQL is written once with ``{t}``, ``{m}``, ``{w}`` and ``{n}`` for the item,
+    meta, writer and number tables, ``{d}``, ``{b}`` and ``{s}`` for the Merkle tree's deltas,
+    blocks and state, ``?`` for a number or a value, ``?k`` for an id or label given as bytes, and
+    ``{lock}`` where a row that is read has to be locked.
 
     Thread-safety: every method; a connection belongs to the thread that took it.
     """
@@ -92,6 +92,7 @@ class Dialect(ABC):
             "t": f"{quote}{name}{quote}",
             "m": f"{quote}{name}_meta{quote}",
             "w": f"{quote}{name}_writers{quote}",
+            "n": f"{quote}{name}_numbers{quote}",
             "d": f"{quote}{name}_merkle_delta{quote}",
             "b": f"{quote}{name}_merkle{quote}",
             "s": f"{quote}{name}_merkle_state{quote}",

@@ -18,7 +18,8 @@ kinds of facts, all in the archive itself, make that provable without comparing 
 A writer's row that stays unchanged for its duration is dead: who asks for the lease then removes
 the row, which fences that writer for ever, and may become the sole writer. The epoch changes
 whenever the lease changes hands or was given up, so a holder that gets the same epoch again knows
-that nobody wrote in between.
+that nobody wrote in between. It changes, too, when a dead writer is removed: whoever is left
+learns from it at the next visit that somebody died, who may have written what he told nobody.
 
 What is assumed: monotonic clocks of two hosts run at the same rate, and go on while a process is
 frozen. A clock that stops with its (virtual) machine breaks the holder's count.
@@ -38,6 +39,7 @@ from sync_engine.errors import StoreBusy
 from sync_engine.ports import Clock
 from sync_engine.stores.sql.dialect import Connection, Dialect
 from sync_engine.stores.sql.errors import STORE
+from sync_engine.stores.sql.numbers import claim
 
 __all__ = ["GENERATION", "NotAdmitted", "Writers"]
 
@@ -45,8 +47,14 @@ GENERATION = (
     "SELECT uuid, retired + (SELECT COALESCE(SUM(generation), 0) FROM {w}), schema_version"
     " FROM {m} WHERE id = 1"
 )
+_ALL_AND_OTHERS = (
+    "SELECT uuid, retired + (SELECT COALESCE(SUM(generation), 0) FROM {w}), schema_version,"
+    " retired + (SELECT COALESCE(SUM(generation), 0) FROM {w} WHERE writer <> ?k)"
+    " FROM {m} WHERE id = 1"
+)
 _FENCE = "UPDATE {w} SET generation = generation + 1 WHERE writer = ?k AND admitted = 1"
 _TOUCH = "UPDATE {w} SET beat = beat + 1 WHERE writer = ?k AND admitted = 1"
+_SIGN = "UPDATE {w} SET beat = beat + 1 WHERE writer = ?k"
 _BEAT = "UPDATE {w} SET beat = beat + 1, ttl_ms = ?, owner = ?k, admitted = ? WHERE writer = ?k"
 _REGISTER = (
     "INSERT INTO {w} (writer, owner, admitted, generation, beat, ttl_ms)"
@@ -152,6 +160,7 @@ class Writers:
         self._told = False  # that the lease is lost, while the archive still has it as ours
         self.foreign_writes = 0
         self.epoch = 0
+        self.fleet_epoch = 0  # of the lease, whoever holds it, when it was last looked at
 
     @property
     def admitted(self) -> bool:
@@ -188,6 +197,15 @@ class Writers:
         self._admitted = False
         return False
 
+    def counts(self, connection: Connection) -> tuple[str, int, int, int]:
+        """Return the archive's uuid, generation and schema version, and the others' batches.
+
+        At one moment: what is read apart may miss a batch that another engine wrote in between.
+        """
+        ((archive, *numbers),) = self._dialect.query(connection, _ALL_AND_OTHERS, (self._me,))
+        generation, version, others = map(int, numbers)
+        return bytes(archive).decode(), generation, version, others
+
     def lease(self, owner: str, ttl_s: float, *, steal: bool) -> int:
         """Acquire or renew the lease; return its epoch, or 0 where it is not held."""
         with self._visiting:
@@ -221,6 +239,19 @@ class Writers:
             with self._dialect.writing() as (connection, _):
                 self._lock_lease(connection)  # no one decides meanwhile
                 self._remove(connection, me, None)
+
+    def claim_number(self, log: str, wanted: int) -> int:
+        """Return the engine number that is a log's alone; see `ports.ArchiveStore.claim_number`."""
+        with self._visiting, self._dialect.writing() as (connection, _):
+            self._notice_foreign(connection)
+            self._lock_lease(connection)  # no one else chooses meanwhile
+            # Without a sign others would take this for the commit of something that is no engine.
+            if self._dialect.execute(connection, _SIGN, (self._me,)) == 0:
+                self._admitted = False
+                self._register(connection, admitted=False, known=False)
+            number = claim(self._dialect, connection, log, wanted)
+            self._remember(connection)
+            return number
 
     # -- one visit --------------------------------------------------------------------------------
 
@@ -262,6 +293,8 @@ class Writers:
             dead = [name for name in dead if self._remove(connection, name, writers[name])]
         else:
             dead = []
+        if dead and len(dead) < len(writers):  # who becomes the only one takes a new epoch anyway
+            lease = self._set_lease(connection, lease, changed=True)
         self._register(connection, admitted=admitted, known=mine is not None)
         if not admitted:
             return _Outcome(admitted=False, epoch=0, wait_s=max(0.0, wait_s))
@@ -315,6 +348,7 @@ class Writers:
 
     def _read_lease(self, connection: Connection) -> _Lease:
         ((holder, epoch, beat, ttl_ms),) = self._dialect.query(connection, _READ_LEASE)
+        self.fleet_epoch = epoch
         return _Lease(bytes(holder), epoch, beat, ttl_ms)
 
     def _set_lease(self, connection: Connection, lease: _Lease, *, changed: bool) -> _Lease:
@@ -322,6 +356,7 @@ class Writers:
             lease = replace(lease, epoch=lease.epoch + 1)
         args = (lease.holder, lease.epoch, lease.beat, lease.ttl_ms)
         self._dialect.execute(connection, _SET_LEASE, args)
+        self.fleet_epoch = lease.epoch
         return lease
 
     def _read_writers(self, connection: Connection) -> dict[bytes, _Writer]:

@@ -27,6 +27,7 @@ __all__ = [
     "BLOCK",
     "BUILDING",
     "BUILT",
+    "KEYS",
     "POISON",
     "UNBUILT",
     "SqlSource",
@@ -38,7 +39,7 @@ __all__ = [
 BLOCK = "low, live, dead, l0, l1, l2, l3, d0, d1, d2, d3"
 UNBUILT, BUILDING, BUILT = 0, 1, 2
 POISON = b""  # a delta of an engine that keeps no tree: nothing is known of what it wrote
-_KEYS = "id, version, tombstone, checksum"
+KEYS = "id, version, tombstone, checksum"
 _ALL = ", ".join(COLUMNS)
 _PAGE = 2000
 _FULL_PAGE = 64  # rows with their contents, which may be large
@@ -73,7 +74,7 @@ def keys_of(
     if high is not None:
         where.append("id <= ?k" if high.endswith(b"\0") else "id < ?k")
         args.append(high.removesuffix(b"\0"))
-    text = f"SELECT {_KEYS} FROM {{t}}"
+    text = f"SELECT {KEYS} FROM {{t}}"
     text += f" WHERE {' AND '.join(where)}" if where else ""
     return dialect.query(connection, f"{text} ORDER BY id LIMIT ?", [*args, limit])
 

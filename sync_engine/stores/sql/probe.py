@@ -93,6 +93,7 @@ def check_rights(
         execute(connection, "DELETE FROM {t} WHERE id = ?k", (key,))
         execute(connection, "UPDATE {w} SET beat = beat WHERE writer = ?k", (key,))
         execute(connection, "UPDATE {m} SET visits = visits WHERE id = 0")
+        execute(connection, "UPDATE {n} SET seen = seen WHERE number < 0")
         execute(connection, "INSERT INTO {d} (legs, body) VALUES (?, ?)", (0, b""))
         execute(connection, "DELETE FROM {d} WHERE seq < ?", (0,))
         execute(connection, "DELETE FROM {b} WHERE low = ?k", (key,))

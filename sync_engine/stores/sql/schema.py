@@ -35,6 +35,7 @@ _META_COLUMNS = (
 _BLOCK_COLUMNS = ("low", "live", "dead", *(f"{kind}{n}" for kind in "ld" for n in range(4)))
 _DELTA_COLUMNS = ("seq", "legs", "body")
 _STATE_COLUMNS = ("id", "parted_by", "built", "folds", "frontier")
+_NUMBER_COLUMNS = ("number", "log", "seen")
 _WRITER_COLUMNS = ("writer", "owner", "admitted", "generation", "beat", "ttl_ms")
 
 
@@ -108,7 +109,7 @@ _SERIAL = {
 
 
 def _version_2(dialect: Dialect) -> list[str]:
-    """Add the Merkle tree; it is whole where there are no items yet, and else to be built."""
+    """Add engine numbers, and the Merkle tree: whole where there are no items, else to be built."""
     kind, names = dialect.kind, dialect.tables
     key, label, number, small, _, content = _TYPES[kind]
     suffix = " ENGINE=InnoDB ROW_FORMAT=DYNAMIC" if kind == "mysql" else ""
@@ -123,6 +124,8 @@ def _version_2(dialect: Dialect) -> list[str]:
         f"CREATE TABLE IF NOT EXISTS {names['s']} (\n  id {small} NOT NULL PRIMARY KEY,\n"
         f"  parted_by {label} NOT NULL,\n  built {small} NOT NULL,\n"
         f"  folds {number} NOT NULL,\n  frontier {key} NOT NULL\n){suffix}",
+        f"CREATE TABLE IF NOT EXISTS {names['n']} (\n  number {small} NOT NULL PRIMARY KEY,\n"
+        f"  log {label} NOT NULL UNIQUE,\n  seen {number} NOT NULL\n){suffix}",
         _insert_once(dialect, "b", "low", _BLOCK_COLUMNS, nothing + zeros),
         _insert_once(dialect, "s", "id", _STATE_COLUMNS, f"1, {nothing}, 0, 0, {nothing}"),
         f"UPDATE {names['s']} SET built = 2 WHERE folds = 0"
@@ -241,6 +244,7 @@ def _columns(dialect: Dialect, connection: Connection) -> dict[str, dict[str, st
         "t": dialect.columns(connection, table),
         "m": dialect.columns(connection, f"{table}_meta"),
         "w": dialect.columns(connection, f"{table}_writers"),
+        "n": dialect.columns(connection, f"{table}_numbers"),
         "d": dialect.columns(connection, f"{table}_merkle_delta"),
         "b": dialect.columns(connection, f"{table}_merkle"),
         "s": dialect.columns(connection, f"{table}_merkle_state"),
@@ -252,6 +256,7 @@ def _check_columns(dialect: Dialect, found: Mapping[str, Mapping[str, str]]) -> 
         "t": COLUMNS,
         "m": _META_COLUMNS,
         "w": _WRITER_COLUMNS,
+        "n": _NUMBER_COLUMNS,
         "d": _DELTA_COLUMNS,
         "b": _BLOCK_COLUMNS,
         "s": _STATE_COLUMNS,

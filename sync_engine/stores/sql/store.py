@@ -1,48 +1,34 @@
 """The archive (L3): the durable home of items in a SQL database."""
 
-# ruff: noqa: S608 - texts hold checked table names and literals only; values are bound
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from sync_engine.core.item import Change
-from sync_engine.errors import (
-    ConfigError,
-    CorruptData,
-    StorageError,
-    StoreRejected,
-    StoreUnavailable,
-)
+from sync_engine.errors import ConfigError, StorageError, StoreRejected, StoreUnavailable
 from sync_engine.ports import ArchiveInfo, Clock
 from sync_engine.stores.sql import schema
 from sync_engine.stores.sql.conditional import Raced, write_if
 from sync_engine.stores.sql.dialect import IDS_PER_QUERY, Connection
 from sync_engine.stores.sql.errors import STORE, Verdict, classify, translated
 from sync_engine.stores.sql.kinds import make_dialect
-from sync_engine.stores.sql.lease import GENERATION, NotAdmitted, Writers
+from sync_engine.stores.sql.lease import NotAdmitted, Writers
 from sync_engine.stores.sql.merkle import SqlMerkle
-from sync_engine.stores.sql.rows import (
-    COLUMNS,
-    KEY_COLUMNS,
-    change_of,
-    key_change_of,
-    prefix_end,
-    rows_of,
-    sorted_unique,
-)
+from sync_engine.stores.sql.reading import Reading
+from sync_engine.stores.sql.rows import rows_of, sorted_unique
 from sync_engine.telemetry.redaction import redact_url
 
 __all__ = ["SqlArchive"]
 
-_ALL = ", ".join(COLUMNS)
-_KEYS = ", ".join(KEY_COLUMNS)
 _COUNTERS = (
     "batches", "rows", "corrupt", "rejected", "unavailable", "fenced", "purged", "races",
 )  # fmt: skip
-_RACES_MAX = 10
+_TRIES_MAX = 10
+
+T = TypeVar("T")
 
 
 class SqlArchive:
@@ -108,6 +94,7 @@ class SqlArchive:
         self._create_schema = create_schema
         self._writers = Writers(self._dialect, clock, ttl_s=writer_ttl_s, owner=owner)
         self._counters = dict.fromkeys(_COUNTERS, 0)
+        self._reading = Reading(self._dialect, clock, self._note_corrupt)
         self._well = False  # whether the last call went through: a hint for `close` only
 
     def __repr__(self) -> str:
@@ -161,11 +148,12 @@ class SqlArchive:
             return self._info(connection)
 
     def _info(self, connection: Connection) -> ArchiveInfo:
-        ((uuid, generation, version),) = self._dialect.query(connection, GENERATION)
+        uuid, generation, version, others = self._writers.counts(connection)
         return ArchiveInfo(
-            uuid=bytes(uuid).decode(),
-            generation=int(generation),
-            schema_version=int(version),
+            uuid=uuid,
+            generation=generation,
+            others=others,
+            schema_version=version,
             server=self._dialect.server(connection),
             warnings=self._dialect.warnings(connection),
         )
@@ -188,13 +176,15 @@ class SqlArchive:
         calls, ``fenced`` batches (this engine's registration was gone), ``races`` with other
         engines for a new id (such a batch is written again), ``purged`` tombstones,
         ``foreign_writes`` (commits to an SQLite file by something that is no engine), ``admitted``
-        (0 or 1), ``lease_epoch`` (0: not held).
+        (0 or 1), ``lease_epoch`` (0: not held), ``fleet_epoch`` (another number once the lease
+        changed hands, or a dead writer was removed; 0: never looked).
         """
         return {
             **self._counters,
             "foreign_writes": self._writers.foreign_writes,
             "admitted": int(self._writers.admitted),
             "lease_epoch": self._writers.epoch,
+            "fleet_epoch": self._writers.fleet_epoch,
         }
 
     # -- writing ----------------------------------------------------------------------------------
@@ -212,23 +202,23 @@ class SqlArchive:
         """
         if not changes:
             return
-        with self._call("apply"):
-            ordered = sorted_unique(changes)
-            races = 0
-            while True:
-                self._writers.check("apply")
-                try:
-                    self._apply(ordered)
-                    break
-                except _Fenced:  # registers anew, and may have to wait for a lease
-                    self._counters["fenced"] += 1
-                except _Raced:  # its rows are there now
-                    self._counters["races"] += 1
-                    races += 1
-                    if races == _RACES_MAX:
-                        raise
-            if self.merkle.enabled:
-                self.merkle.written()
+
+        def write(connection: Connection, info: dict[Any, Any]) -> int:
+            try:
+                ordered = sorted_unique(changes)
+                count = (
+                    self.merkle.write(connection, info, ordered)
+                    if self.merkle.enabled
+                    else self._upsert(connection, info, ordered)
+                )
+            except (struct.error, UnicodeError) as exc:
+                raise StoreRejected(STORE, "apply", "a value does not fit its column") from exc
+            if count is None:
+                raise Raced
+            return count
+
+        rows = self._write("apply", write)
+        self._counters["rows"] += rows
 
     def put_if(self, change: Change, expected: int) -> Change | None:
         """Write a change if the row of its id has the expected version; see `ArchiveStore.put_if`.
@@ -237,47 +227,36 @@ class SqlArchive:
             StoreRejected: The row can never be written.
             StoreUnavailable: Try again later; whether it was written is not known.
         """
-        with self._call("put_if"):
-            for _ in range(_RACES_MAX):
-                self._writers.check("put_if")
+
+        def write(connection: Connection, info: dict[Any, Any]) -> Change | None:
+            return write_if(self._dialect, self.merkle, connection, info, change, expected)
+
+        return self._write("put_if", write)
+
+    def _write(self, operation: str, attempt: Callable[[Connection, dict[Any, Any]], T]) -> T:
+        """Do one batch in one transaction, as a writer; again where others came in between."""
+        with self._call(operation):
+            for _ in range(_TRIES_MAX):
+                self._writers.check(operation)
                 try:
                     with self._dialect.writing() as (connection, info):
-                        found = write_if(
-                            self._dialect, self.merkle, connection, info, change, expected
-                        )
+                        result = attempt(connection, info)
                         self._fence(connection)
-                except _Fenced:
+                except _Fenced:  # registers anew, and may have to wait for a lease
                     self._counters["fenced"] += 1
-                except Raced:
+                except Raced:  # its rows are there now
                     self._counters["races"] += 1
                 else:
                     self._counters["batches"] += 1
                     if self.merkle.enabled:
                         self.merkle.written()
-                    return found
-            raise StoreUnavailable(STORE, "put_if", "the row changed again and again")
+                    return result
+            raise StoreUnavailable(STORE, operation, "other engines came first again and again")
 
     def _fence(self, connection: Connection) -> None:
         """Roll the transaction back where this engine may not write."""
         if not self._writers.fence(connection):
             raise _Fenced
-
-    def _apply(self, changes: Sequence[Change]) -> None:
-        with self._dialect.writing() as (connection, info):
-            try:
-                count = (
-                    self.merkle.write(connection, info, changes)
-                    if self.merkle.enabled
-                    else self._upsert(connection, info, changes)
-                )
-            except (struct.error, UnicodeError) as exc:
-                raise StoreRejected(STORE, "apply", "a value does not fit its column") from exc
-            if count is None:
-                raise _Raced
-            if not self._writers.fence(connection):
-                raise _Fenced
-        self._counters["batches"] += 1
-        self._counters["rows"] += count
 
     def _upsert(
         self, connection: Connection, info: dict[Any, Any], changes: Sequence[Change]
@@ -334,24 +313,8 @@ class SqlArchive:
             StoreUnavailable: Try again later.
             CorruptData: The only row asked for fails its checksum.
         """
-        wanted = list(dict.fromkeys(ids))
-        rows: list[Any] = []
         with self._call("get_many"):
-            if not wanted:
-                return {}
-            with self._dialect.reading() as connection:
-                for start in range(0, len(wanted), IDS_PER_QUERY):
-                    part = wanted[start : start + IDS_PER_QUERY]
-                    rows += self._dialect.select(connection, _ALL, part)
-        found = {change.id: change for row in rows if (change := change_of(row)) is not None}
-        if len(found) < len(rows):
-            self._counters["corrupt"] += len(rows) - len(found)
-            if len(wanted) == 1:
-                raise CorruptData(
-                    f"{self._dialect.settings.table}, id {wanted[0]!r}",
-                    "the row fails its checksum: write the item again, or restore the row",
-                )
-        return found
+            return self._reading.get_many(ids)
 
     def scan(
         self,
@@ -372,23 +335,15 @@ class SqlArchive:
         Raises:
             StoreUnavailable: Try again later.
         """
-        columns, decode = (_KEYS, key_change_of) if keys_only else (_ALL, change_of)
-        start = None if after is None else after.encode()
-        found: list[Change] = []
-        with self._call("scan"), self._dialect.reading() as connection:
-            while (room := limit - len(found)) > 0:
-                where, args = _conditions(start, prefix.encode(), state)
-                if not tombstones:
-                    where.append("tombstone = 0")
-                text = f"SELECT {columns} FROM {{t}}{_where(where)} ORDER BY id LIMIT ?"
-                rows = self._dialect.query(connection, text, [*args, room])
-                page = [change for row in rows if (change := decode(row)) is not None]
-                found += page
-                self._counters["corrupt"] += len(rows) - len(page)
-                if len(rows) < room or len(page) == len(rows):
-                    break
-                start = bytes(rows[-1][0])
-        return found
+        with self._call("scan"):
+            return self._reading.scan(
+                after=after,
+                prefix=prefix,
+                state=state,
+                limit=limit,
+                keys_only=keys_only,
+                tombstones=tombstones,
+            )
 
     def count(self, *, prefix: str = "", state: str | None = None) -> int:
         """Count live rows, expired ones left out, by prefix and state, on the server.
@@ -396,12 +351,11 @@ class SqlArchive:
         Raises:
             StoreUnavailable: Try again later.
         """
-        where, args = _conditions(None, prefix.encode(), state)
-        where += ["tombstone = 0", "(expires_at_ms = 0 OR expires_at_ms > ?)"]
-        text = f"SELECT COUNT(*) FROM {{t}}{_where(where)}"
-        with self._call("count"), self._dialect.reading() as connection:
-            ((total,),) = self._dialect.query(connection, text, [*args, self._clock.now_ms()])
-        return int(total)
+        with self._call("count"):
+            return self._reading.count(prefix=prefix, state=state)
+
+    def _note_corrupt(self, rows: int) -> None:
+        self._counters["corrupt"] += rows
 
     # -- the sole writer --------------------------------------------------------------------------
 
@@ -437,6 +391,15 @@ class SqlArchive:
         with self._call("release_lease"):
             self._writers.release()
 
+    def claim_number(self, log_uuid: str, wanted: int) -> int:
+        """Return the engine number that is a log's alone; see `ArchiveStore.claim_number`.
+
+        Raises:
+            StoreUnavailable: Try again later; whether it was claimed is not known.
+        """
+        with self._call("claim_number"):
+            return self._writers.claim_number(log_uuid, wanted)
+
     # -- every call -------------------------------------------------------------------------------
 
     @contextmanager
@@ -454,41 +417,8 @@ class SqlArchive:
         self._well = True
 
 
-class _Raced(StoreUnavailable):
-    """Rolls a batch back: an id that seemed new has a row."""
-
-    def __init__(self) -> None:
-        super().__init__(STORE, "apply", "other engines keep writing the same new ids")
-
-
 class _Fenced(StorageError):
     """Rolls a batch back; never leaves this module."""
 
     def __init__(self) -> None:
-        super().__init__(STORE, "apply", "not registered")
-
-
-def _conditions(
-    after: bytes | None, prefix: bytes, state: str | None
-) -> tuple[list[str], list[Any]]:
-    """Return conditions on a range of ids: never LIKE, so that no character is special."""
-    where: list[str] = []
-    args: list[Any] = []
-    if state is not None:
-        where.append("state = ?k")
-        args.append(state.encode())
-    if prefix and (after is None or after < prefix):
-        where.append("id >= ?k")
-        args.append(prefix)
-    elif after is not None:
-        where.append("id > ?k")
-        args.append(after)
-    end = prefix_end(prefix) if prefix else None
-    if end is not None:
-        where.append("id < ?k")
-        args.append(end)
-    return where, args
-
-
-def _where(conditions: Sequence[str]) -> str:
-    return f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        super().__init__(STORE, "write", "not registered")

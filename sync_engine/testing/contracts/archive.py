@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from sync_engine.core.item import Change, Route
-from sync_engine.errors import StoreUnavailable
 from sync_engine.ports import ArchiveStore
+from sync_engine.testing.contracts.archive_data import HOSTILE_IDS, MakeArchive, put, tombstone
+from sync_engine.testing.contracts.archive_writers import EngineNumberContract, SoleWriterContract
 from sync_engine.testing.manual import ManualClock
 
-__all__ = ["HOSTILE_IDS", "ArchiveContract", "MakeArchive", "SoleWriterContract"]
-
-MakeArchive = Callable[[], ArchiveStore]
-"""Returns another engine's view of one and the same archive, not yet attached."""
-
-HOSTILE_IDS = (
-    "Key", "key", "KEY", "a", "a ", "a  ", " a", "\u00e9", "e\u0301", "\u00df", "ss",
-    "\U0001f600", "\U0001f601", "\uffff", "\ufffd", "\U0010ffff", "\U0010ffff\U0010ffff",
-    "user_1", "userX1", "user%1", "user\\1", "user[1]*", "u?1", "' OR 1=1 --", '"; DROP TABLE t',
-    "{$gt}", "{t}", "%s", "?", "?k", "../x", "/abs", "a//b", ".", "..", "a/", "\x01", "\t", "\r\n",
-    "\x7f", "\u200b", "\u202e", "sync_items_meta", "x" * 512, "\u00e9" * 256, "1", "01", "1.0",
-    "null", "true", "\u0130", "\u0131", "I", "i",
-)  # fmt: skip
-
-
-def put(id: str, version: int, content: bytes = b"", **more: object) -> Change:
-    """Return a put; its content names id and version unless given."""
-    return Change(id, version, content or f"{id}@{version}".encode(), **more)  # type: ignore[arg-type]
-
-
-def tombstone(id: str, version: int) -> Change:
-    """Return a delete."""
-    return Change(id, version, None)
+__all__ = [
+    "HOSTILE_IDS",
+    "ArchiveContract",
+    "EngineNumberContract",
+    "MakeArchive",
+    "SoleWriterContract",
+]
 
 
 class ArchiveContract:
@@ -266,6 +251,7 @@ class ArchiveContract:
 
         first.apply([put("a", 1)])
         between = first.info().generation
+        assert first.info().others == before.others
         second.apply([put("b", 1)])
         second.apply([put("b", 1)])
         after = first.info()
@@ -273,8 +259,10 @@ class ArchiveContract:
         assert before.generation < between
         assert after.generation == between + 2
         assert after.uuid == before.uuid
+        assert after.others == before.others + 2
         second.close()
         assert first.info().generation == after.generation
+        assert first.info().others == after.others
         first.close()
 
     def test_close_is_safe_twice_before_attach_and_attach_opens_again(
@@ -386,166 +374,3 @@ def _paged(archive: ArchiveStore, prefix: str, state: str | None, limit: int) ->
         if len(page) < limit:
             return ids
         after = ids[-1]
-
-
-class SoleWriterContract:
-    """The lease: its holder may rely on being the only writer for the duration it asked for.
-
-    Subclass it like `ArchiveContract`; both engines' views share the fixture `clock`.
-    """
-
-    TTL_S = 9.0
-
-    @pytest.fixture
-    def two(self, make_archive: MakeArchive) -> Iterator[tuple[ArchiveStore, ArchiveStore]]:
-        """Two engines on one archive."""
-        first, second = make_archive(), make_archive()
-        first.attach()
-        second.attach()
-        yield first, second
-        second.close()
-        first.close()
-
-    def test_the_only_writer_gets_the_lease_and_keeps_its_epoch(
-        self, two: tuple[ArchiveStore, ArchiveStore]
-    ) -> None:
-        """The same epoch again: nobody else wrote in between."""
-        first, _ = two
-
-        epoch = first.lease("one", self.TTL_S)
-        first.apply([put("a", 1)])
-
-        assert epoch > 0
-        assert first.lease("one", self.TTL_S) == epoch
-        first.apply([put("a", 2)])
-
-    def test_a_newcomer_writes_only_after_the_holder_was_told(
-        self, two: tuple[ArchiveStore, ArchiveStore]
-    ) -> None:
-        """The holder stops saying *absent* before the first foreign row is there."""
-        first, second = two
-        assert first.lease("one", self.TTL_S)
-
-        with pytest.raises(StoreUnavailable):
-            second.apply([put("b", 1)])
-        assert first.get_many(["b"]) == {}
-
-        assert not first.lease("one", self.TTL_S)
-        with pytest.raises(StoreUnavailable):  # told, yet perhaps still answering
-            second.apply([put("b", 1)])
-        first.release_lease("one")
-        second.apply([put("b", 1)])
-        first.apply([put("a", 1)])
-
-    def test_a_silent_holder_is_passed_over_after_its_whole_duration(
-        self, two: tuple[ArchiveStore, ArchiveStore], clock: ManualClock
-    ) -> None:
-        """Counted from when the newcomer saw the lease: the holder's own count began earlier."""
-        first, second = two
-        assert first.lease("one", self.TTL_S)
-        clock.advance(self.TTL_S - 1)
-
-        with pytest.raises(StoreUnavailable):
-            second.apply([put("b", 1)])
-        clock.advance(self.TTL_S - 0.1)
-        with pytest.raises(StoreUnavailable):
-            second.apply([put("b", 1)])
-        clock.advance(0.2)
-        second.apply([put("b", 1)])
-
-        assert not first.lease("one", self.TTL_S)
-
-    def test_a_renewal_starts_the_newcomers_wait_anew(
-        self, two: tuple[ArchiveStore, ArchiveStore], clock: ManualClock
-    ) -> None:
-        """The wall clock has no say, however it jumps."""
-        first, second = two
-        assert first.lease("one", self.TTL_S)
-        with pytest.raises(StoreUnavailable):
-            second.apply([put("b", 1)])
-
-        clock.jump(1e6)
-        with pytest.raises(StoreUnavailable):
-            second.apply([put("b", 1)])
-        clock.jump(-2e6)
-        with pytest.raises(StoreUnavailable):
-            second.apply([put("b", 1)])
-        assert second.get_many(["b"]) == {}
-
-    def test_a_dead_writer_is_removed_and_can_never_write_again(
-        self, two: tuple[ArchiveStore, ArchiveStore], clock: ManualClock
-    ) -> None:
-        """A frozen engine that wakes up is fenced in its very transaction."""
-        first, second = two
-        second.lease("two", self.TTL_S)
-        second.release_lease("two")
-        second.apply([put("b", 1)])  # registered, admitted, and then frozen
-        assert not first.lease("one", self.TTL_S)
-        clock.advance(self.TTL_S - 0.1)
-        assert not first.lease("one", self.TTL_S)
-        clock.advance(0.2)
-
-        assert first.lease("one", self.TTL_S)
-        with pytest.raises(StoreUnavailable):
-            second.apply([put("b", 2)])
-
-        assert first.get_many(["b"]) == {"b": put("b", 1)}
-
-    def test_a_living_writer_is_never_taken_for_dead(
-        self, two: tuple[ArchiveStore, ArchiveStore], clock: ManualClock
-    ) -> None:
-        """Batches and asking for the lease are both signs of life."""
-        first, second = two
-        second.lease("two", self.TTL_S)
-        second.release_lease("two")
-        for version in range(1, 8):
-            if version % 2:
-                second.apply([put("b", version)])
-            else:
-                assert not second.lease("two", self.TTL_S)
-            assert not first.lease("one", self.TTL_S)
-            clock.advance(self.TTL_S * 0.7)
-
-    def test_an_epoch_changes_when_somebody_else_could_write(
-        self, two: tuple[ArchiveStore, ArchiveStore], clock: ManualClock
-    ) -> None:
-        """A holder that was away for long learns that its filter may miss rows."""
-        first, second = two
-        epoch = first.lease("one", self.TTL_S)
-        with pytest.raises(StoreUnavailable):
-            second.apply([put("b", 1)])
-        clock.advance(self.TTL_S + 1)
-        second.apply([put("b", 1)])
-        second.close()
-
-        again = first.lease("one", self.TTL_S)
-
-        assert again
-        assert again != epoch
-
-    def test_a_reader_disturbs_nobody(self, two: tuple[ArchiveStore, ArchiveStore]) -> None:
-        """Who only reads does not register."""
-        first, second = two
-        epoch = first.lease("one", self.TTL_S)
-
-        second.get_many(["a"])
-        second.scan()
-        second.count()
-        second.info()
-
-        assert first.lease("one", self.TTL_S) == epoch
-
-    def test_stealing_takes_over_what_the_same_owner_left_behind(
-        self, two: tuple[ArchiveStore, ArchiveStore]
-    ) -> None:
-        """A restarted engine need not wait for itself; the old process stays fenced."""
-        first, second = two
-        assert first.lease("one", self.TTL_S)
-        first.apply([put("a", 1)])
-
-        assert second.lease("one", self.TTL_S, steal=True)
-        second.apply([put("a", 2)])
-
-        with pytest.raises(StoreUnavailable):
-            first.apply([put("a", 3)])
-        assert second.get_many(["a"]) == {"a": put("a", 2)}

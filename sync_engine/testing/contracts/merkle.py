@@ -19,7 +19,7 @@ from sync_engine.core.merkle import (
     diff,
 )
 from sync_engine.errors import StoreUnavailable
-from sync_engine.testing.contracts.archive import HOSTILE_IDS, put, tombstone
+from sync_engine.testing.contracts.archive_data import HOSTILE_IDS, put, tombstone
 
 __all__ = ["MakeTree", "MerkleContract", "entries_of", "model_of"]
 
