@@ -455,3 +455,15 @@ def test_no_password_is_shown_anywhere(tmp_path: Path) -> None:
     assert len(stream.getvalue().splitlines()) == 2
     for text in shown:
         assert CANARY not in text, text
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, "set redis_url"),
+        ({"redis_url": "redis://localhost", "merkle": False}, "set merkle = true"),
+    ],
+)
+def test_a_mirror_needs_a_tree_and_a_place(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=f"^merkle_mirror: .*{told}$"):
+        SyncEngineConfig(merkle_mirror=True, **settings)

@@ -28,7 +28,7 @@ from sync_engine.telemetry.metrics import NAMESPACE
 
 HERE = Path(__file__).parent
 PACKAGE = Path(sync_engine.__file__).parent
-FACES = "sync_engine.face"
+FACES = ("sync_engine.face", "sync_engine.aio", "sync_engine.wal.writing")
 NOTE = "<!-- Written by generate.py from the code: change the code, then run it. -->\n"
 
 GROUPS: dict[str, tuple[str, list[str]]] = {

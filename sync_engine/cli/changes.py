@@ -9,6 +9,7 @@ from sync_engine.cli.command import Command, ExitCode, UsageError, seconds
 from sync_engine.cli.context import Context
 from sync_engine.cli.listing import time_text
 from sync_engine.cli.output import item_fields, shown
+from sync_engine.core.version import ms_of_version
 from sync_engine.errors import ConfigError, FeedGap, InvalidItem
 from sync_engine.flow.feed import ArchivedChange, Feed, parse
 from sync_engine.runtime import SystemRuntime
@@ -75,7 +76,7 @@ def _print(context: Context, change: ArchivedChange) -> None:
             line |= item_fields(item, content=context.args.values)
         output.line(line | {"version": change.version, "token": change.token})
         return
-    updated = time_text(change.version >> 20)
+    updated = time_text(ms_of_version(change.version))
     size = "deleted" if item is None else f"{len(item.content):,}"
     state = "" if item is None else shown(item.state)
     output.text(f"{size:>12}  {updated}  {state:<10}  {shown(change.id)}")

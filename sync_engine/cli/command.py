@@ -23,9 +23,9 @@ __all__ = [
     "ExitCode",
     "Parser",
     "UsageError",
-    "add_command",
     "add_global_options",
     "add_write_options",
+    "fill_parser",
     "seconds",
 ]
 
@@ -102,23 +102,19 @@ class Command:
     children: tuple[Command, ...] = ()
 
 
-def add_command(parsers: argparse._SubParsersAction[Parser], command: Command) -> None:
-    """Add a command, and those below it, to a parser."""
+def fill_parser(parser: argparse.ArgumentParser, command: Command) -> None:
+    """Give a parser what a command has: its help, arguments, and the commands below it."""
     lines = "\n".join(f"  {line}" for line in command.example.splitlines())
-    parser = parsers.add_parser(
-        command.name,
-        help=command.summary,
-        description=f"{command.summary[:1].upper()}{command.summary[1:]}.\n\n{command.details}",
-        epilog=f"example:\n{lines}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser.description = f"{command.summary[:1].upper()}{command.summary[1:]}.\n\n{command.details}"
+    parser.epilog = f"example:\n{lines}"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     if command.arguments is not None:
         command.arguments(parser)
     if command.children:
         below = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
         for child in command.children:
-            add_command(below, child)
+            under = below.add_parser(child.name, help=child.summary, allow_abbrev=False)
+            fill_parser(under, child)
     else:
         add_global_options(parser, default=argparse.SUPPRESS)
         parser.set_defaults(run=command.run)

@@ -180,7 +180,12 @@ def _opened(path: str, walk: Walk) -> Iterator[tuple[str, _Stream]]:
         yield "standard input", _Stream(sys.stdin.buffer, close=False)
         return
     for entry in walk.files([path]):
-        yield str(entry.path), _Stream(entry.path.open("rb"), close=True)
+        try:
+            file = entry.path.open("rb")
+        except OSError as exc:
+            walk.unreadable.append((str(entry.path), exc.strerror or str(exc)))
+        else:
+            yield str(entry.path), _Stream(file, close=True)
 
 
 class _Stream:

@@ -10,6 +10,7 @@ from sync_engine.cli.command import Command, ExitCode
 from sync_engine.cli.context import Context
 from sync_engine.cli.output import item_fields, shown
 from sync_engine.core.item import SyncItem
+from sync_engine.core.version import ms_of_version
 from sync_engine.engine import SyncEngine
 
 __all__ = ["SCAN", "STATUS", "time_text"]
@@ -85,7 +86,7 @@ def _status(context: Context) -> int:
         absent = "unknown" if status.in_l3 is None else "absent"
         rows = [
             ("version", str(status.version or absent)),
-            ("updated", time_text(status.version >> 20) if status.version else "-"),
+            ("updated", time_text(ms_of_version(status.version)) if status.version else "-"),
             ("deleted", answers[status.deleted]),
             ("waits for", ", ".join(status.pending) or "nothing"),
             ("in L1", answers[status.in_l1]),

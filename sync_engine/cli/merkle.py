@@ -7,11 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sync_engine.cli.command import Command, ExitCode
+from sync_engine.cli.command import Command, ExitCode, UsageError
 from sync_engine.cli.context import Context
-from sync_engine.cli.output import count, shown
+from sync_engine.cli.output import count, duration, shown
 from sync_engine.core.item import Change
-from sync_engine.core.merkle import Divergence, MerkleEntry, MerkleNode, MerklePage
+from sync_engine.core.merkle import (
+    Divergence,
+    MerkleEntry,
+    MerkleMirrored,
+    MerkleNode,
+    MerklePage,
+)
 
 __all__ = ["MERKLE", "OtherArchive", "other_archive", "other_argument"]
 
@@ -80,8 +86,39 @@ def _numbers(node: MerkleNode) -> dict[str, object]:
     return {"hash": node.hash, "live": total.live, "tombstones": total.dead}
 
 
+def _from_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--from",
+        dest="source",
+        choices=("archive", "redis"),
+        default="archive",
+        help="redis: the mirror, as of the position it names, even while the archive is down",
+    )
+
+
+def _mirrored(context: Context, path: str) -> tuple[MerkleMirrored, dict[str, object]]:
+    """Return what the mirror has of a path, and what tells how old that is."""
+    with context.reading() as engine:
+        found = engine.merkle_mirrored(path)
+    age_s = max(0.0, (context.clock.now_ms() - found.seen_at_ms) / 1000)
+    told: dict[str, object] = {"source": "mirror", "position": found.position}
+    if context.output.json:
+        return found, told | {"behind": found.behind, "age_s": age_s}
+    behind = "unknown: the archive does not answer"
+    if found.behind is not None:
+        behind = count(found.behind, "batch", "batches")
+    return found, told | {"behind": behind, "seen": f"{duration(age_s)} ago"}
+
+
 def _root(context: Context) -> int:
     output = context.output
+    if context.args.source == "redis":
+        found, told = _mirrored(context, "")
+        if output.json:
+            output.document(_numbers(found.node) | told)
+        else:
+            output.fields("root in the mirror", _numbers(found.node) | told)
+        return ExitCode.OK
     with context.reading() as engine:
         root, state = engine.merkle_root(), engine.merkle_state()
     answer = _numbers(root) | {"position": state.position, "separator": state.separator}
@@ -96,13 +133,24 @@ def _show_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", nargs="?", default="", help="default: the root")
     parser.add_argument("--limit", type=int, default=100, metavar="N", help="children at most")
     parser.add_argument("--after", metavar="TOKEN", help="`next` of the page before")
+    _from_argument(parser)
 
 
 def _show(context: Context) -> int:
     args, output = context.args, context.output
-    with context.reading() as engine:
-        node = engine.merkle_node(args.path)
-        page = engine.merkle_children(args.path, args.after, args.limit)
+    told: dict[str, object] = {}
+    if args.source == "redis":
+        if args.after is not None:
+            raise UsageError("--after: the mirror has first children only", "--from archive")
+        found, told = _mirrored(context, args.path)
+        node, page = found.node, found.page
+        kept = page.nodes[: max(0, args.limit)]
+        more = page.next if len(kept) == len(page.nodes) else page.nodes[len(kept)].path
+        page = MerklePage(kept, more)
+    else:
+        with context.reading() as engine:
+            node = engine.merkle_node(args.path)
+            page = engine.merkle_children(args.path, args.after, args.limit)
     if not node.total.count:
         output.error(f"nothing is stored under {shown(args.path)!r}")
         return ExitCode.FAILED
@@ -112,9 +160,9 @@ def _show(context: Context) -> int:
     ]
     if output.json:
         own = {"path": node.path, "entry": _entry(node.entry), **_numbers(node)}
-        output.document(own | {"children": children, "next": page.next})
+        output.document(own | told | {"children": children, "next": page.next})
         return ExitCode.OK
-    output.fields(shown(args.path) or "root", _numbers(node))
+    output.fields(shown(args.path) or "root", _numbers(node) | told)
     rows = [
         (
             shown(child.path),
@@ -127,7 +175,8 @@ def _show(context: Context) -> int:
     ]
     output.table("children", ("path", "", "live", "dead", "hash"), rows, right=(2, 3))
     if page.next is not None:
-        output.note(f"there are more: --after {shown(page.next)!r}")
+        source = "--from archive " if told else ""
+        output.note(f"there are more: {source}--after {shown(page.next)!r}")
     return ExitCode.OK
 
 
@@ -204,7 +253,9 @@ sync-engine merkle diff mysql://app@elsewhere/items""",
         Command(
             name="root",
             summary="print the root: equal archives have equal hashes",
+            details="--from redis needs the setting merkle_mirror; it tells how far behind it is.",
             example="sync-engine merkle root --json",
+            arguments=_from_argument,
             run=_root,
         ),
         Command(

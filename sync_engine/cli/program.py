@@ -8,14 +8,15 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from sync_engine.cli.command import (
     EPILOG,
     PROG,
     ExitCode,
     Parser,
-    add_command,
     add_global_options,
+    fill_parser,
 )
 from sync_engine.cli.context import Context
 from sync_engine.cli.output import Output
@@ -33,8 +34,30 @@ Keep bytes in memory, Redis and SQL behind one durable log: what is acknowledged
 Begin with `sync-engine quickstart`; it needs no server."""
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line, with every command in it."""
+# argparse exports no name for what `add_subparsers(action=…)` is documented to take.
+class _OnDemand(argparse._SubParsersAction):  # type: ignore[type-arg]  # noqa: SLF001
+    """Fills the parser of the command that was chosen; the others stay empty."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        for listed in COMMANDS:
+            if listed.name == values[0]:
+                fill_parser(self.choices[listed.name], listed.load())
+        super().__call__(parser, namespace, values, option_string)
+
+
+def make_parser(*, whole: bool = True) -> argparse.ArgumentParser:
+    """Return the parser of the command line.
+
+    Args:
+        whole: Import every command, for who looks at all of them. Otherwise each is listed, and
+            imported when a command line chooses it; such a parser parses once.
+    """
     parser = Parser(
         prog=PROG,
         description=_DESCRIPTION,
@@ -45,9 +68,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     add_global_options(parser, default=None)
-    parsers = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in COMMANDS:
-        add_command(parsers, command)
+    action = "parsers" if whole else _OnDemand
+    parsers = parser.add_subparsers(title="commands", metavar="COMMAND", action=action)
+    for listed in COMMANDS:
+        below = parsers.add_parser(listed.name, help=listed.summary, allow_abbrev=False)
+        if whole:
+            fill_parser(below, listed.load())
     return parser
 
 
@@ -65,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _make_printable()
     try:
-        args = make_parser().parse_args(argv)
+        args = make_parser(whole=False).parse_args(argv)
     except SystemExit as exc:
         return int(exc.code or 0)
     output = Output(json=args.json, quiet=args.quiet, verbose=args.verbose, color=not args.no_color)
@@ -85,7 +111,7 @@ def _run(args: argparse.Namespace, output: Output) -> int:
         output.text(f"{PROG} {__version__}")
         return int(ExitCode.OK)
     if not hasattr(args, "run"):
-        make_parser().print_help(sys.stderr)
+        make_parser(whole=False).print_help(sys.stderr)
         return int(ExitCode.USAGE)
     stop = Stop()
     try:

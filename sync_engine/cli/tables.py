@@ -92,7 +92,7 @@ def _repair(context: Context) -> int:
         found = _verified(context, engine, sink, spec)
         mended = sink.repair(found, engine.get, lambda: _items(engine, spec))
     _tell(context, found, mended=mended)
-    return ExitCode.OK
+    return ExitCode.OK if mended == len(found.drift) else ExitCode.PARTLY
 
 
 def _tell(context: Context, found: Verification, *, mended: int | None) -> None:
@@ -168,6 +168,10 @@ TABLES = Command(
         Command(
             name="repair",
             summary="compare tables with items, and mend the rows that differ",
+            details=(
+                "Exit code 3: some rows were left as they are, because the database refuses them or"
+                " they changed meanwhile; the log lines (-v) say which are refused."
+            ),
             example="sync-engine tables repair pipeline.toml",
             arguments=_sampling,
             run=_repair,

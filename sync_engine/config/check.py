@@ -65,6 +65,11 @@ def _contradictions(values: Mapping[str, Any], pairs: list[tuple[str, str]]) -> 
     for low, high in pairs:
         if low in values and high in values and values[low] > values[high]:
             yield f"{low}: must not be above {high}"
+    if values.get("merkle_mirror"):
+        if values.get("redis_url", "") is None:
+            yield "merkle_mirror: the mirror lies in Redis: set redis_url"
+        if not values.get("merkle", True):
+            yield "merkle_mirror: there is no tree to mirror: set merkle = true"
     archive = sqlite_file(values.get("sql_url") or "")
     if archive and {"data_dir", "engine_name"} <= values.keys():
         log = values["data_dir"].absolute() / f"{values['engine_name']}.log."

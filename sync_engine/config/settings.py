@@ -99,6 +99,9 @@ class SyncEngineConfig:
     merkle: bool = _setting(
         True, boolean(), "Keep the Merkle tree of the archive; the same on every engine."
     )
+    merkle_mirror: bool = _setting(
+        False, boolean(), "Keep the first levels of the tree in Redis too; needs redis_url."
+    )
     merkle_separator: str = _setting(
         ".",
         text(r"[!-~]", "one printable ASCII character"),

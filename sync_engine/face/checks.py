@@ -8,6 +8,7 @@ from typing import Any
 from sync_engine.core.item import Change
 from sync_engine.core.merkle import (
     MerkleDiff,
+    MerkleMirrored,
     MerkleNode,
     MerklePage,
     MerkleState,
@@ -61,6 +62,24 @@ class Checks(Face):
             StoreUnavailable: The archive cannot be asked.
         """
         return self._open().trees.state()
+
+    def merkle_mirrored(self, path: str = "") -> MerkleMirrored:
+        """Return a node and its first children as the mirror in Redis has them.
+
+        That is what the archive said at the position it names, not what it says now; `behind` and
+        `seen_at_ms` tell how old that is. It works while the archive is down.
+
+        Args:
+            path: The node's path. The mirror has the root, and the first of the levels below it.
+
+        Raises:
+            ConfigError: The mirror is off.
+            StoreUnavailable: Redis cannot be asked, the mirror does not have the path, or it is of
+                another archive.
+
+        Blocking: Redis; and the archive, if it is there, for how far on it is.
+        """
+        return self._open().mirror.read(path)
 
     def merkle_rebuild(self, progress: Callable[[int], object] = lambda _: None) -> int:
         """Throw the tree away and build it from the rows; return how many.

@@ -12,7 +12,13 @@ from sync_engine.core.filters import FilterManager
 from sync_engine.core.item import Change, Route
 from sync_engine.core.options import Durability
 from sync_engine.core.pressure import BackpressureLevel
-from sync_engine.errors import Backpressure, StorageError, StoreBusy, StoreRejected
+from sync_engine.errors import (
+    Backpressure,
+    StorageError,
+    StoreBusy,
+    StoreRejected,
+    StoreUnavailable,
+)
 from sync_engine.flow.tier import Tier
 from sync_engine.flow.writer import Writer
 from sync_engine.ports import ArchiveStore, CacheStore, NearCache, Runtime
@@ -69,7 +75,7 @@ class Arbiter:
         filters: Told before the archive is.
         writer: Says how much room there is.
         runtime: Clock, locks, randomness.
-        timeout_s: Longest wait for the sole writer to give way.
+        timeout_s: Longest wait for the sole writer to give way, and for a place for an intent.
     """
 
     JOB = "intents"
@@ -245,6 +251,7 @@ class Arbiter:
     # -- intents ----------------------------------------------------------------------------------
 
     def _take_slot(self) -> int:
+        deadline = self._clock.monotonic() + self._timeout_s
         while True:
             with self._lock:
                 for slot in range(_SLOTS):
@@ -252,6 +259,10 @@ class Arbiter:
                         self._taken.add(slot)
                         self._used.add(slot)
                         return slot
+            if self._clock.monotonic() >= deadline:
+                raise StoreUnavailable(
+                    self._l3.name, "put_if", f"of {_SLOTS} writes nobody knows yet what became"
+                )
             self._clock.sleep(0.001)
 
     def _free(self, slot: int) -> None:

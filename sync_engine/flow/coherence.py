@@ -147,6 +147,9 @@ class Coherence:
     is also the way where there is no feed. While neither can be asked, L1 stays aside, unless no
     other engine was ever noticed. An engine that provably is the only writer needs none of this.
 
+    An engine that is killed between the archive and its word on the feed leaves no trace on the
+    feed. The archive notices that it is dead, and says so by another `fleet_epoch`: L1 is emptied.
+
     Owned by one job; `sight`, `error` and `stats` may be read from any thread.
 
     Args:
@@ -200,12 +203,13 @@ class Coherence:
         self._poll_at = -math.inf
         self._others: int | None = None
         self._others_noticed = False
+        self._fleet_epoch = 0.0
         self.sight = Sight.NONE
         self.error = ""
         self._told = metrics.counter("coherence_changes")
         self._drops = {
             why: metrics.counter("coherence_drops", reason=why)
-            for why in ("feed_lost", "feed_gap", "archive_moved", "blind")
+            for why in ("feed_lost", "feed_gap", "archive_moved", "blind", "fleet_changed")
         }
 
     def stats(self) -> dict[str, float | str]:
@@ -221,6 +225,7 @@ class Coherence:
 
     def step(self) -> float:
         """Listen for a moment, or look at the archive; return the seconds to wait."""
+        self._notice_deaths()
         if self._feed is not None and self._clock.monotonic() >= self._listen_at:
             try:
                 came = self._listen(self._feed)
@@ -256,6 +261,14 @@ class Coherence:
         self._observe_version(max(change.version for change in changes))
         self._told.add(len(changes))
 
+    def _notice_deaths(self) -> None:
+        """Begin with an empty L1 where another engine may have died with its word unsaid."""
+        known = self._fleet_epoch
+        self._fleet_epoch = self._archive.store.stats().get("fleet_epoch", 0.0)
+        if known and self._fleet_epoch != known and self._gate.is_open:
+            self._begin_anew()
+            self._drops["fleet_changed"].inc()
+
     # -- losing and gaining sight -----------------------------------------------------------------
 
     def _lost(self, exc: Exception) -> None:
@@ -278,10 +291,13 @@ class Coherence:
     def _see(self, sight: Sight) -> None:
         """Begin anew with an empty L1: everything that comes from now on is noticed."""
         if not self._alone() or not self._gate.is_open:
-            self._gate.shut()
-            self._reader.overtake_all()
-            self._gate.open()
+            self._begin_anew()
         self.sight = sight
+
+    def _begin_anew(self) -> None:
+        self._gate.shut()
+        self._reader.overtake_all()
+        self._gate.open()
 
     def _look(self) -> float:
         """See by the archive whether others wrote."""
@@ -302,25 +318,14 @@ class Coherence:
         return min(_POLL_S, max(0.001, until))
 
     def _poll(self) -> None:
-        others = self._written_by_others()
+        info: ArchiveInfo = self._archive.call("info", self._archive.store.info)
         if self.sight is not Sight.ARCHIVE:
             self._see(Sight.ARCHIVE)
-        elif others != self._others:
+        elif info.others != self._others:
             self._others_noticed = True
             self._see(Sight.ARCHIVE)
             self._drops["archive_moved"].inc()
-        self._others = others
-
-    def _written_by_others(self) -> int:
-        """Return how many batches of others the archive has, give or take a constant."""
-        store = self._archive.store
-        own = int(store.stats().get("batches", 0))
-        while True:
-            info: ArchiveInfo = self._archive.call("info", store.info)
-            again = int(store.stats().get("batches", 0))
-            if again == own:
-                return info.generation - own
-            own = again  # a batch of our own came in between: ask once more
+        self._others = info.others
 
     def _unseen(self) -> None:
         if self.sight is not Sight.NONE:

@@ -16,7 +16,6 @@ from sync_engine.core.options import Durability
 from sync_engine.core.policies import CircuitConfig, RetryConfig
 from sync_engine.core.pressure import BackpressureLevel
 from sync_engine.core.results import Health
-from sync_engine.core.version import ENGINE_NUMBER_MAX, VersionClock
 from sync_engine.errors import ConfigError, StoreUnavailable
 from sync_engine.flow.arrivals import Arrivals
 from sync_engine.flow.backfill import Progress, Stage, normal_prefixes
@@ -88,7 +87,7 @@ class Doors:
         self._retry = retry
         self._data_dir = data_dir
         self._keeps_cache = keeps_cache
-        self._door = _Door(log, writer, l1, filters, runtime, hurry_archive)
+        self._door = _Door(log, writer, l1, filters, hurry_archive)
         self._lock = runtime.lock()
         self.sinks: dict[str, Outlet] = {}
         self.sources: dict[str, Intake] = {}
@@ -170,7 +169,7 @@ class Doors:
             if not self._runtime.remove_job(job, _STOP_S):
                 self.sinks[name] = outlet
                 raise StoreUnavailable(job, "remove", _BUSY)
-            outlet.destination.detach()
+            outlet.close()
         there = outlet is not None or job in self._log.followers
         if forget and there:
             # It is remembered that there was one: added again, it is told of deletions, too.
@@ -295,6 +294,7 @@ class Doors:
             if status["error"]
         ]
         amiss += [f"source {n} is paused" for n, s in stats["sources"].items() if s["paused"]]
+        amiss += [f"source {n}: {told}" for n, s in stats["sources"].items() for told in s["amiss"]]
         amiss += [
             f"the log waits for {job}, which is not there; remove_sink(…, forget=True) lets it go"
             for job in self._log.followers
@@ -313,10 +313,7 @@ class Doors:
                 intake.close()
         for outlet in self.sinks.values():
             if outlet.job not in stuck:
-                try:
-                    outlet.destination.detach()
-                except Exception as exc:
-                    _log.limited("sink_not_closed", sink=outlet.name, error=exc)
+                outlet.close()
 
 
 class _Door:
@@ -328,17 +325,12 @@ class _Door:
         writer: Writer,
         l1: NearCache,
         filters: FilterManager,
-        runtime: Runtime,
         hurry: Callable[[], None],
     ) -> None:
         self._log = log
         self._writer = writer
         self._l1 = l1
         self._filters = filters
-        self._lock = runtime.lock()
-        # What is refused never gets a version of the log; half the numbers away, none is like it.
-        number = int(log.uuid[:8], 16) ^ ((ENGINE_NUMBER_MAX + 1) // 2)
-        self._versions = VersionClock(runtime.clock.now_ms, number)
         self.hurry = hurry
         self.check = writer.check
 
@@ -360,8 +352,7 @@ class _Door:
         return 0 if known is None else known.version
 
     def give_version(self) -> int:
-        with self._lock:
-            return self._versions.next()
+        return int(self._log.give_version(0))
 
     def put_aside(self, follower: str, position: int, change: Change, error: str) -> None:
         self._log.dead_letter(follower, position, change, error)

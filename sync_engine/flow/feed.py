@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -16,7 +16,7 @@ from sync_engine.flow.arrivals import Arrivals
 from sync_engine.flow.backfill import tombstone_of
 from sync_engine.ports import LogSlice, Runtime
 
-__all__ = ["ArchivedChange", "Feed", "FeedLog", "Feeds", "consumer_cursor", "parse"]
+__all__ = ["ArchivedChange", "Feed", "FeedLog", "Feeds", "Patience", "consumer_cursor", "parse"]
 
 _ARCHIVE = "l3"
 _L3 = int(Route.L3)
@@ -173,11 +173,43 @@ class Feed:
         self.position = position
         self._keep(position)
 
+    def hand_out(self, changes: Sequence[ArchivedChange], upto: int) -> Iterator[ArchivedChange]:
+        """Yield what was taken; what the reader went past, and then all up to the end, is done."""
+        for change in changes:
+            yield change
+            self.done(change.position)
+        if upto > self.position:
+            self.done(upto)
+
     def _told(self, change: Change, position: int) -> ArchivedChange:
         if not change.routes & _L3:
             change = tombstone_of(change)
         token = f"{self._log.uuid}:{position}"
         return ArchivedChange(change.id, change.version, change.item(), position, token)
+
+
+class Patience:
+    """How long a reader of a feed waits for more: in slices, and until it was quiet for too long.
+
+    Args:
+        timeout_s: Seconds without a change after which the reader ends; None never ends.
+        now: Seconds that only grow.
+    """
+
+    def __init__(self, timeout_s: float | None, now: Callable[[], float]) -> None:
+        self._timeout_s = timeout_s
+        self._now = now
+        self._quiet_since = now()
+
+    def left(self, *, came: bool) -> float | None:
+        """Return the seconds to wait now: 0 where something came, None at the end."""
+        if came:
+            self._quiet_since = self._now()
+            return 0.0
+        if self._timeout_s is None:
+            return _SLICE_S
+        left = self._quiet_since + self._timeout_s - self._now()
+        return None if left <= 0 else min(_SLICE_S, left)
 
 
 class Feeds:
@@ -274,10 +306,9 @@ class Feeds:
     ) -> Iterator[ArchivedChange]:
         """Yield changes; see `SyncEngine.changes`."""
         feed, cursor = self.open(after, name)
-        clock = self._runtime.clock
+        patience = Patience(timeout_s, self._runtime.clock.monotonic)
         try:
             came = self._runtime.event()
-            quiet_since = clock.monotonic()
             waits_at = -1
             while True:
                 check_open()
@@ -286,19 +317,12 @@ class Feeds:
                 except Exception:
                     check_open()  # it was closed under our hands
                     raise
-                for change in changes:
-                    yield change
-                    feed.done(change.position)
-                if upto > feed.position:
-                    feed.done(upto)
-                if changes:
-                    quiet_since = clock.monotonic()
-                    continue
-                left = _SLICE_S
-                if timeout_s is not None:
-                    left = min(left, quiet_since + timeout_s - clock.monotonic())
-                if left <= 0:
+                yield from feed.hand_out(changes, upto)
+                left = patience.left(came=bool(changes))
+                if left is None:
                     return
+                if left == 0:
+                    continue
                 if waits_at != feed.position:
                     waits_at = feed.position
                     came.clear()

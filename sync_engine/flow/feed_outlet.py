@@ -90,9 +90,9 @@ class ArchivedLog:
         """Move a cursor forward."""
         self._log.advance(name, position)
 
-    def follow(self, name: str, *, overlay: bool = False, at_head: bool = False) -> None:
+    def follow(self, name: str, *, at_head: bool = False) -> None:
         """Register a follower."""
-        self._log.follow(name, overlay=overlay, at_head=at_head)
+        self._log.follow(name, at_head=at_head)
 
     def unfollow(self, name: str) -> None:
         """Forget a follower."""

@@ -14,6 +14,7 @@ from sync_engine.core.item import Change, Route
 from sync_engine.core.options import Durability
 from sync_engine.core.policies import RetryConfig
 from sync_engine.core.pressure import BackpressureLevel
+from sync_engine.core.version import ms_of_version
 from sync_engine.errors import (
     Backpressure,
     ConfigError,
@@ -82,6 +83,7 @@ class SourceStatus:
         waits_for: ``room`` while back-pressure holds it up, else empty.
         error: The last failure, if the last step failed.
         progress: Counters and gauges of the source itself.
+        amiss: What is amiss although it works; see `ports.CandidSource`.
     """
 
     attached: bool
@@ -94,6 +96,7 @@ class SourceStatus:
     waits_for: str
     error: str
     progress: dict[str, float] = field(default_factory=dict)
+    amiss: tuple[str, ...] = ()
 
 
 class Intake:
@@ -112,7 +115,7 @@ class Intake:
         runtime: Clock, randomness, wake.
         retry: Pauses after failures.
         items_max: Changes asked for at a time.
-        keeps_cache: Whether there is an L2; without, what is meant for it alone is archived.
+        keeps_cache: Whether there is an L2; without, values meant for it alone are archived.
         taken: Told how many changes were taken.
     """
 
@@ -234,8 +237,13 @@ class Intake:
         return drafts
 
     def _draft(self, change: Change) -> Change:
+        """Return what is to be written: values need a tier that keeps them, deletions need none.
+
+        A deletion of the caches alone supersedes an older row of the archive, and makes none: not
+        here, and not where it comes from. Thus both archives end alike.
+        """
         routes = change.routes
-        if routes & _L3 or self._keeps_cache:
+        if routes & _L3 or self._keeps_cache or change.content is None:
             return change
         return Change(
             change.id,
@@ -249,7 +257,7 @@ class Intake:
         )
 
     def _check_version(self, draft: Change) -> None:
-        if draft.version < 0 or (draft.version >> 20) > self._clock.now_ms() + _AHEAD_MS_MAX:
+        if draft.version < 0 or ms_of_version(draft.version) > self._clock.now_ms() + _AHEAD_MS_MAX:
             raise InvalidItem(
                 f"version {draft.version} lies more than a day in the future: it would outlive"
                 " every later write"
@@ -331,8 +339,10 @@ class Intake:
         """Return how the source does; never blocks."""
         batch = self._batch
         progress: dict[str, float] = {}
+        amiss: tuple[str, ...] = ()
         with contextlib.suppress(Exception):  # a report that fails must not fail ours
             progress = dict(self.source.progress())
+            amiss = tuple(getattr(self.source, "amiss", tuple)())
         return SourceStatus(
             attached=self._attached,
             stopped=self._stopped,
@@ -344,6 +354,7 @@ class Intake:
             waits_for=self._waits_for,
             error=self.error,
             progress=progress,
+            amiss=amiss,
         )
 
     def close(self) -> None:

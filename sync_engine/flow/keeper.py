@@ -44,6 +44,7 @@ class Keeper:
         restore: Callable[[], bool],
         enabled: bool,
         settled: Callable[[], bool] = lambda: True,
+        claim_number: Callable[[Callable[[str, int], int]], None] = lambda _: None,
     ) -> None:
         self._l3 = l3
         self._filters = filters
@@ -56,6 +57,7 @@ class Keeper:
         self._restore: Callable[[], bool] | None = restore
         self._enabled = enabled
         self._settled = settled
+        self._claim_number = claim_number
         self._giving_up = False
         self._asked = False
         self._epoch = -1  # our log is locked: no other process alive bears our name
@@ -74,7 +76,10 @@ class Keeper:
         if not self._l3.attached:
             return 0.5
         try:
+            due = self._clock.monotonic() >= self._renew_at
             self._keep_lease()
+            if due:  # as often as the lease: the archive sees that the number is in use
+                self._claim_number(self._number)
             if self._enabled and self.covered() and self._warm_page():
                 return 0.0
             self._purge()
@@ -108,6 +113,9 @@ class Keeper:
         self._renew_at = asked + self._lease_ttl_s / 3
         self._giving_up = True
         self._give_up()
+
+    def _number(self, log_uuid: str, wanted: int) -> int:
+        return self._l3.call("claim_number", self._l3.store.claim_number, log_uuid, wanted)
 
     def _give_up(self) -> None:
         """Let the others write once the archive has what was decided while nobody else could."""

@@ -351,6 +351,13 @@ class Outlet:
         self._cut_wanted = False
         self._begin_copy("log full", tombstones=True)
 
+    def close(self) -> None:
+        """Close the sink; what it raises is only told. Not while `step` runs."""
+        try:
+            self.destination.detach()
+        except Exception as exc:
+            _log.limited("sink_not_closed", sink=self.name, error=exc)
+
     # -- from any thread --------------------------------------------------------------------------
 
     def hurry(self, reason: FlushReason = FlushReason.MANUAL) -> None:

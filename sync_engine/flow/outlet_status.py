@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sync_engine.core.version import ms_of_version
 from sync_engine.errors import SyncEngineError
 from sync_engine.flow.outlet_view import OutletLog
 
@@ -58,5 +59,5 @@ def measure_lag(log: OutletLog, job: str, now_ms: int) -> tuple[int, int, float]
         return items, 0, 0.0
     sampled = [change for change in part.changes if change is not None]
     size = sum(change.size_bytes for change in sampled) * items // max(1, len(part.changes))
-    oldest_ms = sampled[0].version >> 20 if sampled else now_ms
+    oldest_ms = ms_of_version(sampled[0].version) if sampled else now_ms
     return items, size, max(0.0, (now_ms - oldest_ms) / 1000)

@@ -33,7 +33,7 @@ class OutletLog(Protocol):
     def cursor(self, name: str) -> int: ...  # noqa: D102
     def advance(self, name: str, position: int) -> None: ...  # noqa: D102
     def want(self, name: str, position: int) -> None: ...  # noqa: D102
-    def follow(self, name: str, *, overlay: bool = False, at_head: bool = False) -> None: ...  # noqa: D102
+    def follow(self, name: str, *, at_head: bool = False) -> None: ...  # noqa: D102
     def unfollow(self, name: str) -> None: ...  # noqa: D102
     def write(self) -> None: ...  # noqa: D102
     def sync(self, position: int) -> None: ...  # noqa: D102

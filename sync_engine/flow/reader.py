@@ -320,6 +320,8 @@ class Reader:
     def get_fresh(self, change_id: str) -> Change | None:
         """Return the newest change that overlay, L2 or archive know, passing by L1.
 
+        An L2 that cannot be asked is left out, as one that is known to be down.
+
         Raises:
             StoreUnavailable: The archive cannot be asked.
         """
@@ -327,14 +329,22 @@ class Reader:
         if change is not None:
             return change
         newest = self.archived((change_id,)).get(change_id)
-        if self._l2 is not None and self._l2.usable:
-            cached = self._l2.call_with_retry("get_many", self._l2.store.get_many, (change_id,))
-            other = cached.get(change_id)
-            if other is not None and (newest is None or other.version > newest.version):
-                newest = other
+        other = self._cached(change_id)
+        if other is not None and (newest is None or other.version > newest.version):
+            newest = other
         if newest is not None:
             self._observe_version(newest.version)
         return newest
+
+    def _cached(self, change_id: str) -> Change | None:
+        if self._l2 is None or not self._l2.usable:
+            return None
+        try:
+            cached = self._l2.call_with_retry("get_many", self._l2.store.get_many, (change_id,))
+        except StorageError as exc:
+            _log.limited("l2_read_failed", error=exc)
+            return None
+        return cached.get(change_id)
 
     def get_existing(self, ids: Sequence[str]) -> list[str]:
         """Return those of the ids that have an item.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 from sync_engine.core.item import Change
 from sync_engine.errors import CircuitOpen, ConfigError, StorageError, StoreUnavailable
@@ -45,7 +45,6 @@ class Tier(Generic[S]):
         self.renew: Callable[[], None] | None = None
         self.config_error: ConfigError | None = None
         self.prepare: Callable[[Sequence[Change]], Sequence[Change]] | None = None
-        self.on_attach: Callable[[Any], None] | None = None
 
     def ready(self) -> None:
         """Attach if that is still to be done.
@@ -79,8 +78,6 @@ class Tier(Generic[S]):
         self.warnings = info.warnings if isinstance(info, ArchiveInfo) else ()
         self.attached = True
         _log.info("attached", tier=self.name)
-        if self.on_attach is not None:
-            self.on_attach(info)
 
     @property
     def usable(self) -> bool:

@@ -69,25 +69,18 @@ class Endpoint:
         self.served = 0
 
     def open(self) -> None:
-        """Listen.
+        """Listen; where that fails, everything is given back.
 
         Raises:
             ConfigError: The address cannot be used.
         """
         host, port = self._settings.host, self._settings.port or 0
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
         try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host, port))
-            listener.listen(_BACKLOG)
-            listener.setblocking(False)
-        except OSError as exc:
-            listener.close()
-            raise ConfigError(
-                f"[http] listen: cannot listen at {host}:{port}: {exc.strerror or exc}"
-            ) from exc
-        self._listener = listener
+            self._listener = _listening(host, port)
+        except (OSError, UnicodeError) as exc:
+            self.release()
+            why = getattr(exc, "strerror", None) or exc
+            raise ConfigError(f"[http] listen: cannot listen at {host}:{port}: {why}") from exc
 
     @property
     def address(self) -> tuple[str, int]:
@@ -174,6 +167,20 @@ class Endpoint:
         """Give everything back, once no step runs any more."""
         self._wakes.close()
         self._woken.close()
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
 
 def _error(status: int) -> Answer:

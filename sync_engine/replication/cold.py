@@ -15,7 +15,7 @@ from sync_engine.errors import ConfigError, Conflict, StoreUnavailable
 from sync_engine.ports import AdapterContext, SourceBatch
 from sync_engine.replication.link import PeerLink
 from sync_engine.replication.pace import Pace
-from sync_engine.replication.sieve import Sieve
+from sync_engine.replication.sieve import Sieve, held_back
 from sync_engine.stores.sql import SqlArchive
 from sync_engine.telemetry import get_logger
 
@@ -28,7 +28,7 @@ _AGAIN_S = 1.0
 
 
 class PeerArchive:
-    """Gives what a peer's archive has newer than ours; implements `ports.Source`.
+    """Gives what a peer's archive has newer than ours; implements `ports.CandidSource`.
 
     The peer's database is only read, and nobody there notices. That something is absent on one side
     deletes nothing on the other: deletions are tombstones, and tombstones are entries of the tree.
@@ -156,18 +156,18 @@ class PeerArchive:
         self._seen = cycle.seen
         self._cycle = cycle
         if cycle.wanted or cycle.seen["held"]:
-            _log.info("diverged", peer=link.peer.name, wanted=len(cycle.wanted), **cycle.seen)
+            _log.info("diverged", peer=link.peer.name, **cycle.seen)
 
     def _breathe(self) -> None:
         if self._engine.state.value != "running":
             raise StoreUnavailable("peer", "compare", "the engine is closing")
 
     def _end_cycle(self, cycle: _Cycle) -> None:
-        self._cycle = None
-        if cycle.complete:
+        if cycle.complete:  # what cannot be noted now is noted with the next poll
             self._link.compared(began_at_ms=cycle.began_at_ms, gaps_before=cycle.gaps_before)
             if failpoints.armed:
                 failpoints.hit("replication.compared")
+        self._cycle = None
         peer = self._link.peer
         jitter = 1 + peer.jitter * (self._runtime.random() - 0.5)
         pause_s = peer.interval_s * jitter if cycle.complete else min(_AGAIN_S, peer.interval_s)
@@ -225,6 +225,10 @@ class PeerArchive:
     def _one(self, id: str) -> Mapping[str, Change]:
         # With a second id, a row that fails its checksum is left out instead of raised.
         return self._archive.get_many([id, "\x01"])
+
+    def amiss(self) -> Sequence[str]:
+        """Tell of what the last comparison found held back."""
+        return held_back(self._seen["held"])
 
     def progress(self) -> Mapping[str, float]:
         """Return what the last comparison has shown, and counters."""

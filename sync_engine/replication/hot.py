@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sync_engine.core import failpoints
+from sync_engine.core.version import ms_of_version
 from sync_engine.ports import AdapterContext, SourceBatch
 from sync_engine.replication.link import PeerLink
 from sync_engine.replication.pace import Pace
-from sync_engine.replication.sieve import Sieve
+from sync_engine.replication.sieve import Sieve, held_back
 from sync_engine.sources.change_stream import ChangeStream
 
 __all__ = ["PeerFeed"]
 
 
 class PeerFeed:
-    """Gives what a peer's feed tells and is news here; implements `ports.Source`.
+    """Gives what a peer's feed tells and is news here; implements `ports.CandidSource`.
 
     The cursor lies in a file here, and moves once the log has the changes safely. Where the feed
     has a gap, that is noted durably, a comparison is asked for at once, and the feed is read on.
@@ -80,7 +81,7 @@ class PeerFeed:
         now_ms = self._clock.now_ms()
         more = batch.wait_s == 0
         if batch.changes:
-            self._heard_ms = max(change.version >> 20 for change in batch.changes)
+            self._heard_ms = max(ms_of_version(change.version) for change in batch.changes)
         self._lag_ms = max(0, now_ms - self._heard_ms) if more and batch.changes else 0
         if not more and self._link.peer.sql_url is None:
             self._link.told_all()
@@ -104,6 +105,12 @@ class PeerFeed:
             "ahead_s": self._sieve.ahead_ms / 1000,
             "gap_open": bool(self._link.standing.gap),
         }
+
+    def amiss(self) -> Sequence[str]:
+        """Tell of an open gap, and, where nobody compares, of what is held back."""
+        told = [gap] if (gap := self._link.standing.gap) else []
+        held = self._sieve.counts["held"]
+        return [*told, *held_back(held)] if self._link.peer.sql_url is None else told
 
     def close(self) -> None:
         """Close connections."""

@@ -127,7 +127,7 @@ class Replicator:
         gauge = engine.metrics.gauge_callback
         gauge("peer_lag_seconds", lambda: progress("lag_s"), peer=peer.name)
         gauge("peer_connected", lambda: progress("connected"), peer=peer.name)
-        gauge("peer_held_items", lambda: progress("held"), peer=peer.name)
+        gauge("peer_held_items", lambda: float(_held(self._sources[peer.name])), peer=peer.name)
         gauge("peer_gap_open", lambda: progress("gap_open"), peer=peer.name)
 
     def _progress(self, name: str, field: str) -> float:
@@ -174,7 +174,7 @@ class Replicator:
             connected=all(part["attached"] and not part["error"] for part in parts),
             lag_s=max((one.get("lag_s", 0.0) for one in progress), default=0.0),
             compared_s_ago=max((one.get("compared_s_ago", -1.0) for one in progress), default=-1.0),
-            held=int(progress[-1].get("held", 0.0)) if progress else 0,  # a comparison knows best
+            held=_held(self._sources.get(link.peer.name, ())),
             gap=standing.gap,
             errors=tuple(part["error"] for part in parts if part["error"]),
         )
@@ -183,3 +183,8 @@ class Replicator:
         """Stop pulling; what is known of the peers stays. Safe twice."""
         for name in list(self._links):
             self.remove(name)
+
+
+def _held(sources: Sequence[Source]) -> int:
+    """Return what is held back: a comparison, where there is one, knows best; a feed only adds."""
+    return int(sources[-1].progress().get("held", 0.0)) if sources else 0

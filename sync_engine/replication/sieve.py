@@ -6,19 +6,28 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from sync_engine.core.item import Change, Route, SyncItem
+from sync_engine.core.version import ms_of_version
 from sync_engine.engine import SyncEngine
 from sync_engine.errors import CorruptData, InvalidItem
 from sync_engine.ports import Clock
 from sync_engine.replication.link import PeerLink
 from sync_engine.telemetry import get_logger
 
-__all__ = ["AHEAD_MS_MAX", "Sieve"]
+__all__ = ["AHEAD_MS_MAX", "Sieve", "held_back"]
 
 _log = get_logger("replication.sieve")
 _L3 = int(Route.L3)
 _L2 = int(Route.L2)
 _CACHED_AGE_MS_MAX = 60_000
 AHEAD_MS_MAX = 86_400_000  # as the front door has it
+
+
+def held_back(items: int) -> Sequence[str]:
+    """Return what is to be said of items that are held."""
+    if not items:
+        return ()
+    told = f"{items} items are held back: they are older than deletions are kept (accept_old)"
+    return (told,)
 
 
 class Sieve:
@@ -59,7 +68,7 @@ class Sieve:
 
     def forgotten(self, version: int) -> bool:
         """Tell whether a tombstone of that version may have been forgotten here."""
-        return (version >> 20) < self._clock.now_ms() - self._retention_ms
+        return ms_of_version(version) < self._clock.now_ms() - self._retention_ms
 
     def held(self, version: int) -> bool:
         """Tell whether an item of that version that is not here must not be taken."""
@@ -75,7 +84,7 @@ class Sieve:
         """
         wanted = []
         for change in changes:
-            self.ahead_ms = max(self.ahead_ms, (change.version >> 20) - self._clock.now_ms())
+            self.ahead_ms = max(self.ahead_ms, ms_of_version(change.version) - self._clock.now_ms())
             if not self._link.peer.wants(change.id):
                 self.counts["unwanted"] += 1
             elif self.known_near(change.id, change.version):
@@ -112,7 +121,7 @@ class Sieve:
 
     def _cached(self, change: Change) -> Sequence[Change]:
         """Decide on what only caches keep."""
-        if not self._caches or self._engine.warm(change.id) == (True, None):
+        if self._engine.warm(change.id) == (True, None):
             self.counts["cache_only"] += 1
             return ()
         now_ms = self._clock.now_ms()
@@ -120,8 +129,8 @@ class Sieve:
         if here is not None and here.version >= change.version:
             self.counts["known"] += 1
             return ()
-        young = now_ms - (change.version >> 20) <= _CACHED_AGE_MS_MAX
-        if change.content is not None and young and not change.expired(now_ms):
+        fits = self._caches and now_ms - ms_of_version(change.version) <= _CACHED_AGE_MS_MAX
+        if change.content is not None and fits and not change.expired(now_ms):
             return (change,)
         self.counts["cache_only"] += 1
         if here is None:
@@ -134,7 +143,7 @@ class Sieve:
         For what comes again with every comparison: it is not put aside each time.
         """
         why: object = "its version lies more than a day in the future"
-        if (change.version >> 20) <= self._clock.now_ms() + AHEAD_MS_MAX:
+        if ms_of_version(change.version) <= self._clock.now_ms() + AHEAD_MS_MAX:
             try:
                 self._engine.check(change.item() or SyncItem(change.id, b"", state=change.state))
             except InvalidItem as exc:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
-from sync_engine.errors import CorruptData, StoreUnavailable
+from sync_engine.errors import CorruptData
+from sync_engine.sources.change_stream.cursor_file import replace_file
 
 __all__ = ["Standing", "StandingFile"]
 
@@ -58,18 +58,5 @@ class StandingFile:
         """
         if standing == self.now:
             return
-        part = self._path.with_suffix(".part")
-        try:
-            with part.open("wb") as file:
-                file.write(msgspec.json.encode(standing))
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self._path)
-            directory = os.open(self._path.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
-        except OSError as exc:
-            raise StoreUnavailable("standing", "save", f"{self._path}: {exc.strerror}") from exc
+        replace_file(self._path, msgspec.json.encode(standing))
         self.now = standing

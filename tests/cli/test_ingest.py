@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -206,3 +207,26 @@ def test_an_archive_that_does_not_keep_up_is_told(cli: Cli, tmp_path: Path) -> N
 
     assert ran.code == 4
     assert ran.json["accepted"] == 0
+
+
+def test_a_file_of_lines_that_cannot_be_opened_leaves_the_others(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = tmp_path / "lines"
+    lines.mkdir()
+    for name in ("a", "b", "c"):
+        (lines / name).write_text(f'{{"id": "{name}"}}\n')
+    opens = Path.open
+
+    def refusing(self: Path, *args: Any, **more: Any) -> Any:
+        if self == lines / "b":
+            raise PermissionError(13, "Permission denied")
+        return opens(self, *args, **more)
+
+    monkeypatch.setattr(Path, "open", refusing)
+
+    ran = cli("ingest", "--jsonl", str(lines), "--json")
+
+    assert ran.code == 3
+    assert ran.json["accepted"] == 2
+    assert ran.json["errors"] == [{"id": str(lines / "b"), "error": "Permission denied"}]

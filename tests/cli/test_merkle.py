@@ -6,6 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from sync_engine import SyncEngine, SyncItem
+from sync_engine.config import SyncEngineConfig
+
 Cli = Callable[..., Any]
 
 
@@ -25,3 +30,36 @@ def test_commands_tell_and_mend(cli: Cli, tmp_path: Path) -> None:
     assert cli("verify", "--json", *there).json["items"] == 2
     assert cli("repair", "--dry-run", "--json", *there).json["actions"] == []
     assert cli("merkle", "build", "--json", *there).json["live"] == 2
+
+
+@pytest.mark.external
+def test_the_mirror_tells_where_it_is_from_and_how_old_it_is(
+    cli: Cli, data_dir: Path, redis_url: str
+) -> None:
+    given = ("--redis-url", redis_url, "--set", "merkle_mirror=true", "--from", "redis")
+    config = SyncEngineConfig(data_dir=data_dir, redis_url=redis_url, merkle_mirror=True)
+    with SyncEngine(config) as engine:
+        engine.submit_many([SyncItem(id, b"v") for id in ("a.b", "c", "d")])
+        assert engine.flush(30).complete
+        engine._open().mirror.step()
+    there = cli("merkle", "root", "--json").json
+
+    root = cli("merkle", "root", "--json", *given)
+    assert root.code == 0, root.err
+    told = {name: root.json[name] for name in ("hash", "live", "position", "source", "behind")}
+    expected = {name: there[name] for name in ("hash", "live", "position")}
+    assert told == expected | {"source": "mirror", "behind": 0}
+    assert 0 <= root.json["age_s"] < 60
+
+    assert cli("put", "late", "--text", "1").code == 0
+    shown = cli("merkle", "show", "--json", "--limit", "2", *given).json
+    assert [child["path"] for child in shown["children"]] == ["a", "c"]
+    assert (shown["position"], shown["next"]) == (there["position"], "d")
+    assert shown["behind"] >= 1
+    text = cli("merkle", "show", "--limit", "2", *given)
+    assert there["position"] in text.out
+    assert "--from archive --after 'd'" in text.err
+
+    assert cli("merkle", "show", "nothing", *given).code == 4
+    assert cli("merkle", "show", "--after", "c", *given).code == 2
+    assert cli("merkle", "root", "--from", "redis").code == 2

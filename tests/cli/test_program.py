@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from sync_engine import SyncEngine
 from sync_engine.cli import main, make_parser
 from sync_engine.cli.signals import Interrupted, Stop
-from sync_engine.cli.table import COMMANDS
+from sync_engine.cli.table import COMMANDS, Listed
 from tests.cli.conftest import Cli
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
@@ -37,7 +38,43 @@ def test_there_are_all_commands() -> None:
     """The next test would pass without any."""
     words = {" ".join(words) for words in EVERY}
     assert {"quickstart", "ingest", "dlq requeue", "config explain", "doctor"} <= words
-    assert len(EVERY) == 1 + len(COMMANDS) + sum(len(command.children) for command in COMMANDS)
+    assert len(EVERY) == 1 + sum(1 + len(listed.load().children) for listed in COMMANDS)
+
+
+@pytest.mark.parametrize("listed", COMMANDS, ids=lambda listed: listed.name)
+def test_a_command_is_listed_as_it_calls_itself(listed: Listed) -> None:
+    """The list has names and summaries of its own, to tell them without importing the command."""
+    command = listed.load()
+
+    assert (listed.name, listed.summary) == (command.name, command.summary)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], [], ["nope"]], ids=" ".join)
+def test_the_help_waits_for_no_driver(words: list[str]) -> None:
+    drivers = ("redis", "sqlalchemy", "boto3", "botocore", "apsw", "watchdog")
+    code = (
+        "import sys; from sync_engine.cli import main; main(sys.argv[1:]);"
+        f"print('loaded:', *(name for name in {drivers} if name in sys.modules))"
+        ";print('commands:', *(name for name in sys.modules if name.endswith('.replicate_engine')))"
+    )
+
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+    )
+
+    assert ran.stdout.splitlines()[-2:] == ["loaded:", "commands:"]
+
+
+def test_only_the_chosen_command_is_imported() -> None:
+    code = (
+        "import sys; from sync_engine.cli import main; main(['config', 'explain', '--help']);"
+        "print(sorted(n for n in sys.modules if n in ('sync_engine.cli.settings',"
+        " 'sync_engine.cli.doctor', 'sync_engine.cli.merkle', 'sqlalchemy')))"
+    )
+
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert ran.stdout.splitlines()[-1] == "['sync_engine.cli.settings']"
 
 
 @pytest.mark.parametrize("words", EVERY, ids=" ".join)
@@ -246,7 +283,7 @@ def test_colour_is_for_terminals_only(cli: Cli, data_dir: Path) -> None:
     def on_terminal(*args: str, **environment: str) -> str:
         ours, theirs = pty.openpty()
         command = [
-            __import__("sys").executable, "-m", "sync_engine", "--data-dir", str(data_dir), *args,
+            sys.executable, "-m", "sync_engine", "--data-dir", str(data_dir), *args,
         ]  # fmt: skip
         clean = {k: v for k, v in os.environ.items() if k not in {"NO_COLOR", "FORCE_COLOR"}}
         child = subprocess.Popen(

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.killed import Killed, kill
 from support.sites import Fleet
 
 from sync_engine import SubmitOptions
+from sync_engine.config import SyncEngineConfig
+from sync_engine.core import failpoints
 from sync_engine.core.item import Change
 
 MakeFleet = Callable[..., Fleet]
-
-
-@pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[MakeFleet]:
-    made = []
-
-    def make(*names: str, **settings: Any) -> Fleet:
-        made.append(Fleet(tmp_path, *(names or ("a", "b")), **settings))
-        made[-1].meet()
-        return made[-1]
-
-    yield make
-    for fleet in made:
-        fleet.close()
+LEASE_TTL_S = SyncEngineConfig().lease_ttl_s
 
 
 def warm(fleet: Fleet, name: str, id: str) -> bool:
@@ -34,14 +24,19 @@ def warm(fleet: Fleet, name: str, id: str) -> bool:
     return fleet[name].warm(id)[0]
 
 
+def agreed(fleet: MakeFleet, *names: str, **settings: Any) -> Fleet:
+    """Return engines of which `a` wrote a first value of `x`, and all others have it in memory."""
+    made = fleet(*names, **settings)
+    made["a"].submit("x", b"1")
+    made.settle()
+    assert {made.content(name, "x") for name in made.engines} == {b"1"}
+    assert all(warm(made, name, "x") for name in made.engines)
+    return made
+
+
 @pytest.mark.parametrize("with_feed", [True, False], ids=["feed", "archive"])
 def test_a_write_of_another_engine_is_seen(fleet: MakeFleet, *, with_feed: bool) -> None:
-    both = fleet(with_feed=with_feed)
-    both["a"].submit("x", b"1")
-    both.settle()
-    assert both.content("b", "x") == b"1"
-    assert warm(both, "b", "x")
-
+    both = agreed(fleet, with_feed=with_feed)
     both["a"].submit("x", b"2")
     both.settle()
     assert both.content("b", "x") == b"2"
@@ -49,11 +44,7 @@ def test_a_write_of_another_engine_is_seen(fleet: MakeFleet, *, with_feed: bool)
 
 @pytest.mark.parametrize("with_feed", [True, False], ids=["feed", "archive"])
 def test_a_deletion_of_another_engine_is_seen(fleet: MakeFleet, *, with_feed: bool) -> None:
-    both = fleet(with_feed=with_feed)
-    both["a"].submit("x", b"1")
-    both.settle()
-    assert both.content("b", "x") == b"1"
-
+    both = agreed(fleet, with_feed=with_feed)
     both["a"].delete("x")
     both.settle()
     assert both.content("b", "x") is None
@@ -73,10 +64,7 @@ def test_what_was_known_to_be_absent_is_found_once_another_engine_wrote_it(
 
 def test_coherence_is_what_does_it(fleet: MakeFleet) -> None:
     """The test above fails where it is switched off."""
-    both = fleet(coherence="off", with_feed=False)
-    both["a"].submit("x", b"1")
-    both.settle()
-    assert both.content("b", "x") == b"1"
+    both = agreed(fleet, coherence="off", with_feed=False)
     both["a"].submit("x", b"2")
     both.settle(5.0)
     assert both.content("b", "x") == b"1"
@@ -107,6 +95,8 @@ def test_nothing_is_told_before_the_archive_has_it(fleet: MakeFleet) -> None:
     both["a"].pause("l3")
     both["a"].submit("x", b"1")
     both.settle()
+    both.runtime.wake("a/coherence-out")
+    both.settle()
     assert both.feed.told == []
     both["a"].resume("l3")
     both.settle()
@@ -115,10 +105,7 @@ def test_nothing_is_told_before_the_archive_has_it(fleet: MakeFleet) -> None:
 
 def test_an_older_value_in_l2_does_not_come_back_after_the_news(fleet: MakeFleet) -> None:
     """The writer's L2 lags behind its archive: the reader passes L2 by."""
-    both = fleet()
-    both["a"].submit("x", b"1")
-    both.settle()
-    assert both.content("b", "x") == b"1"
+    both = agreed(fleet)
     both["a"].pause("l2")
     both["a"].submit("x", b"2")
     both.settle()
@@ -140,6 +127,26 @@ def test_one_s_own_older_write_does_not_come_back_when_it_leaves_the_log(fleet: 
     assert both.content("b", "x") == b"theirs"
 
 
+def read_across(both: Fleet, meanwhile: Callable[[], None]) -> bytes | None:
+    """Let `b` read `x` from the archive, where the row is read before `meanwhile` happens."""
+    rows = both.archive._rows.by_id
+    newer: list[Change] = []
+
+    def interrupt(operation: str) -> None:
+        if operation == "get_many":
+            both.l3["b"].on_call = None
+            row = rows["x"]
+            meanwhile()
+            newer.append(rows["x"])
+            rows["x"] = row
+
+    both.l3["b"].on_call = interrupt
+    try:
+        return both.content("b", "x")
+    finally:
+        rows["x"] = newer[0]
+
+
 def test_a_read_that_is_under_way_when_the_news_comes_leaves_nothing_in_l1(
     fleet: MakeFleet,
 ) -> None:
@@ -147,19 +154,30 @@ def test_a_read_that_is_under_way_when_the_news_comes_leaves_nothing_in_l1(
     both["a"].submit("x", b"1", SubmitOptions.durable())
     both.settle()
 
-    def meanwhile(operation: str) -> None:
-        if operation == "get_many":
-            both.l3["b"].on_call = None
-            stale = both.archive.get_many(["x"])["x"]
-            both["a"].submit("x", b"2", SubmitOptions.durable())
-            both.settle()
-            both.archive._rows.by_id["x"], newer = stale, both.archive._rows.by_id["x"]
-            restore.append(newer)
+    def write() -> None:
+        both["a"].submit("x", b"2", SubmitOptions.durable())
+        both.settle()
 
-    restore: list[Change] = []
-    both.l3["b"].on_call = meanwhile
-    assert both.content("b", "x") == b"1"  # asked before the news: either answer is right
-    both.archive._rows.by_id["x"] = restore[0]
+    assert read_across(both, write) == b"1"  # asked before the news: either answer is right
+    assert both.content("b", "x") == b"2"
+
+
+def test_a_read_that_is_under_way_when_l1_begins_anew_leaves_nothing_in_it(
+    fleet: MakeFleet,
+) -> None:
+    """Nobody will ever say that what it found was replaced."""
+    both = fleet()
+    both["a"].submit("x", b"1", SubmitOptions.durable())
+    both.settle()
+
+    def write_unheard() -> None:
+        both.feeds["b"].down = True
+        both["a"].submit("x", b"2", SubmitOptions.durable())
+        both.settle()
+
+    assert read_across(both, write_unheard) == b"1"
+    both.settle()
+    assert both["b"].stats()["coherence"]["l1_open"] == 1
     assert both.content("b", "x") == b"2"
 
 
@@ -183,11 +201,7 @@ def test_the_version_clock_moves_with_what_others_write(fleet: MakeFleet) -> Non
 
 
 def test_a_lost_connection_empties_l1_and_the_archive_takes_over(fleet: MakeFleet) -> None:
-    both = fleet()
-    both["a"].submit("x", b"1")
-    both.settle()
-    assert both.content("b", "x") == b"1"
-
+    both = agreed(fleet)
     both.feeds["b"].down = True
     both["a"].submit("x", b"2")
     both.settle()
@@ -204,11 +218,7 @@ def test_a_lost_connection_empties_l1_and_the_archive_takes_over(fleet: MakeFlee
 
 
 def test_while_neither_feed_nor_archive_can_be_asked_l1_is_put_aside(fleet: MakeFleet) -> None:
-    both = fleet()
-    both["a"].submit("x", b"1")
-    both.settle()
-    assert both.content("b", "x") == b"1"
-
+    both = agreed(fleet)
     both.feeds["b"].down = both.l3["b"].down = True
     both.settle()
     assert not warm(both, "b", "x")
@@ -234,11 +244,7 @@ def test_an_engine_that_never_noticed_another_one_keeps_its_l1_through_everythin
 
 
 def test_a_feed_that_was_trimmed_before_it_was_read_empties_l1(fleet: MakeFleet) -> None:
-    both = fleet()
-    both["a"].submit("x", b"1")
-    both.settle()
-    assert both.content("b", "x") == b"1"
-
+    both = agreed(fleet)
     both["a"].submit("x", b"2")
     for job in ("a/l2", "a/l3", "a/log", "a/coherence-out"):
         for _ in range(20):
@@ -251,10 +257,7 @@ def test_a_feed_that_was_trimmed_before_it_was_read_empties_l1(fleet: MakeFleet)
 
 
 def test_what_could_not_be_told_is_told_once_the_feed_is_back(fleet: MakeFleet) -> None:
-    both = fleet()
-    both["a"].submit("x", b"1")
-    both.settle()
-    assert both.content("b", "x") == b"1"
+    both = agreed(fleet)
     both.feeds["a"].down_for_telling = True
     both["a"].submit("x", b"2")
     both.settle()
@@ -264,10 +267,7 @@ def test_what_could_not_be_told_is_told_once_the_feed_is_back(fleet: MakeFleet) 
 
 
 def test_what_could_not_be_told_for_too_long_is_told_as_a_gap(fleet: MakeFleet) -> None:
-    both = fleet(l2_lag_items_max=10)
-    both["a"].submit("x", b"1")
-    both.settle()
-    assert both.content("b", "x") == b"1"
+    both = agreed(fleet, l2_lag_items_max=10)
     both.feeds["a"].down_for_telling = True
     untold = both["a"].submit("x", b"2").version
     for n in range(30):
@@ -282,10 +282,7 @@ def test_what_could_not_be_told_for_too_long_is_told_as_a_gap(fleet: MakeFleet) 
 def test_what_an_engine_had_not_told_when_it_died_is_told_when_it_comes_back(
     fleet: MakeFleet,
 ) -> None:
-    both = fleet()
-    both["a"].submit("x", b"1")
-    both.settle()
-    assert both.content("b", "x") == b"1"
+    both = agreed(fleet)
     both.feeds["a"].down_for_telling = True
     both["a"].submit("x", b"2")
     both.settle()
@@ -293,6 +290,29 @@ def test_what_an_engine_had_not_told_when_it_died_is_told_when_it_comes_back(
     both.open("a")
     both.settle(3.0)
     assert both.content("b", "x") == b"2"
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a", "b", "c")], ids=["two", "three"])
+def test_what_an_engine_took_to_its_grave_is_seen_once_it_is_found_dead(
+    fleet: MakeFleet, names: tuple[str, ...]
+) -> None:
+    """It was killed between the archive and the feed, and nobody ever opens its log again."""
+    all_of_them = agreed(fleet, *names)
+    all_of_them["a"].pause("l3")
+    all_of_them["a"].submit("x", b"2")
+    all_of_them.settle()
+
+    all_of_them["a"].resume("l3")
+    with failpoints.during("l3.delivered", kill), pytest.raises(Killed):
+        all_of_them.settle()
+    all_of_them.kill("a")
+    assert all_of_them.archive.get_many(["x"])["x"].content == b"2"
+    all_of_them.settle(1.0)
+    assert {warm(all_of_them, name, "x") for name in names[1:]} == {True}  # nobody knows yet
+
+    all_of_them.settle(2 * LEASE_TTL_S)
+    assert {all_of_them.content(name, "x") for name in names[1:]} == {b"2"}
+    assert [id for _, id, _ in all_of_them.feed.told] == ["x"]  # the first word was the last
 
 
 def test_a_passive_engine_looks_and_tells_nothing(fleet: MakeFleet, tmp_path: Path) -> None:
@@ -332,10 +352,7 @@ def test_four_engines_agree(fleet: MakeFleet) -> None:
 
 def test_an_engine_s_last_word_is_heard(fleet: MakeFleet) -> None:
     """It closes at once after its write: nobody would say it later."""
-    both = fleet()
-    both["a"].submit("x", b"1")
-    both.settle()
-    assert both.content("b", "x") == b"1"
+    both = agreed(fleet)
     both["a"].submit("x", b"2")
     both.engines.pop("a").close(10)
     both.settle()
@@ -357,10 +374,7 @@ def test_a_feed_that_cannot_be_heard_is_said(fleet: MakeFleet) -> None:
 
 def test_positions_that_the_power_took_are_not_taken_for_repetitions(fleet: MakeFleet) -> None:
     """The feed is further on than the log that came back: what follows is news all the same."""
-    both = fleet()
-    both["a"].submit("x", b"1")
-    both.settle()
-    assert both.content("b", "x") == b"1"
+    both = agreed(fleet)
     house = both["a"]._house
     assert house is not None
     assert house.publisher is not None

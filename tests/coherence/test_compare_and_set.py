@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.killed import Killed, kill
 from support.sites import Fleet
 
 from sync_engine import Conflict, SubmitOptions, SyncItem
@@ -18,28 +18,6 @@ from sync_engine.testing import Action, History, SimulatedRuntime, check
 
 MakeFleet = Callable[..., Fleet]
 POINTS = ["arbiter.intent", "arbiter.marked", "arbiter.decided", "arbiter.logged"]
-
-
-class Killed(BaseException):
-    """The process dies here."""
-
-
-def die() -> None:
-    raise Killed
-
-
-@pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[MakeFleet]:
-    made = []
-
-    def make(*names: str, **settings: Any) -> Fleet:
-        made.append(Fleet(tmp_path, *(names or ("a", "b")), **settings))
-        made[-1].meet()
-        return made[-1]
-
-    yield make
-    for fleet in made:
-        fleet.close()
 
 
 def test_of_two_engines_that_saw_the_same_version_one_wins(fleet: MakeFleet) -> None:
@@ -184,20 +162,36 @@ def test_what_was_decided_and_not_known_to_be_arrives_all_the_same(fleet: MakeFl
     assert both.content("b", "x") == b"1"
 
 
+def test_where_too_many_are_in_doubt_the_next_one_is_told_and_does_not_wait_for_ever(
+    fleet: MakeFleet,
+) -> None:
+    both = fleet(read_attempts_max=1, l3_circuit_failures_max=1000)
+    a, l3 = both["a"], both.l3["a"]
+    options = SubmitOptions(if_absent=True)
+    for n in range(256):
+        l3.fail("put_if")
+        with pytest.raises(StoreUnavailable):
+            a.submit(f"x{n}", b"", options)
+    with pytest.raises(StoreUnavailable, match="256 writes"):
+        a.submit("one more", b"", options)
+    both.settle(60.0)  # by then none of them can still be under way
+    assert a.submit("one more", b"", options).version
+
+
 @pytest.mark.parametrize("point", POINTS)
 def test_a_crash_at_any_point_hides_nothing_and_loses_nothing(fleet: MakeFleet, point: str) -> None:
     """No older value of L2 hides what the archive has; after a restart, everybody has it."""
     both = fleet()
     version = both["a"].submit("x", b"0").version
     both.settle()
-    with failpoints.during(point, die), pytest.raises(Killed):
+    with failpoints.during(point, kill), pytest.raises(Killed):
         both["a"].submit("x", b"1", SubmitOptions(if_version=version))
     decided = both.archive.get_many(["x"])["x"].content
     assert decided == (b"1" if point in ("arbiter.decided", "arbiter.logged") else b"0")
     cached = both.cache.get_many(["x"]).get("x")
     assert cached is None or cached.content in (None, decided)
 
-    abandon(both, "a")
+    both.kill("a")
     both.open("a")
     both.settle(60.0)
 
@@ -205,16 +199,6 @@ def test_a_crash_at_any_point_hides_nothing_and_loses_nothing(fleet: MakeFleet, 
     if decided == b"1":
         assert both.cache.snapshot()["x"].content == b"1"
         assert both.archive.get_many(["x"])["x"].version in {v for _, _, v in both.feed.told}
-
-
-def abandon(fleet: Fleet, name: str) -> None:
-    """Let an engine be gone without a word, as a killed process is."""
-    engine = fleet.engines.pop(name)
-    house = engine._house
-    assert house is not None
-    house.runtime.close(0)
-    house.log._file.close()
-    house.owner.release()
 
 
 def test_a_deleted_item_s_version_never_comes_back(fleet: MakeFleet) -> None:

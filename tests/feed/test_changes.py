@@ -47,6 +47,19 @@ def test_nothing_comes_before_the_archive_has_it(tmp_path: Path) -> None:
         assert [t.id for t in engine.changes(name="c", timeout=1.0)] == ["a"]
 
 
+def test_nothing_comes_that_a_power_cut_could_take_back(tmp_path: Path) -> None:
+    """Else its token would name a place that is given out once more."""
+    with SyncEngine.open(tmp_path, fsync_interval_ms=600_000) as engine:
+        engine.submit("first", b"")
+        engine.flush()
+        feed = engine.changes(name="c", timeout=5.0)
+        for n in range(5):
+            engine.submit(f"k{n}", b"")
+        for _ in range(5):
+            told = next(feed)
+            assert engine.stats()["log"]["synced"] >= told.position
+
+
 def test_what_the_archive_refused_never_comes(tmp_path: Path) -> None:
     runtime = SystemRuntime("engine")
     archive = FlakyStore(MemoryArchive(runtime.clock))

@@ -47,3 +47,8 @@ class Bench:
     def expected(self, prefix: str = "") -> dict[str, bytes]:
         """Return what sinks have to hold in the end."""
         return {item.id: item.content for item in self.engine.scan_prefix(prefix)}
+
+
+def sink_of(bench: Bench, name: str = "copy") -> dict[str, object]:
+    """Return what an engine says of a sink."""
+    return dict(bench.engine.stats()["sinks"][name])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.killed import Killed
 
 from sync_engine.core import failpoints
 from sync_engine.core.item import Change, Route, SyncItem
@@ -13,17 +13,6 @@ from sync_engine.errors import ConfigError, StoreBusy, StoreUnavailable
 from sync_engine.ports import SourceBatch
 from sync_engine.testing import ListSource
 from tests.flow.support_ends import Bench
-
-
-class Killed(BaseException):
-    """The process is dead: nothing after this line happened."""
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    made = Bench(tmp_path)
-    yield made
-    made.engine.close(0)
 
 
 def puts(count: int, prefix: str = "id") -> list[Change]:
@@ -139,6 +128,21 @@ def test_what_is_for_the_cache_alone_is_archived_where_there_is_none(bench: Benc
     bench.run()
     bench.engine.flush(60)
     assert bench.rows.get_many(["a"])["a"].content == b"1"
+
+
+def test_a_deletion_of_the_caches_alone_ends_an_older_row_and_makes_none(bench: Bench) -> None:
+    """Where it comes from, the archive has no row of it either: the two stay equal."""
+    version = bench.engine.submit("old", b"1").version
+    bench.engine.flush(60)
+    deletions = [Change(id, version + 1, None, routes=int(Route.L2)) for id in ("old", "unknown")]
+    bench.engine.add_source("list", ListSource(deletions))
+    bench.run()
+    assert bench.engine.flush(60).complete
+    assert bench.engine.get("old") is None
+    rows = bench.rows.get_many(["old", "unknown"])
+    assert {id: (row.version, row.content) for id, row in rows.items()} == {
+        "old": (version + 1, None)
+    }
 
 
 def test_a_full_engine_slows_the_source_down_and_loses_nothing(tmp_path: Path) -> None:

@@ -96,3 +96,27 @@ def test_an_address_in_use_is_told(endpoint: Endpoint) -> None:
         other.open()
     other.close()
     other.release()
+
+
+@pytest.mark.parametrize("host", ["203.0.113.1", "a" * 70 + ".invalid"])
+def test_an_endpoint_that_cannot_listen_leaves_no_socket(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[socket.socket] = []
+    pair, one = socket.socketpair, socket.socket
+
+    def taken() -> tuple[socket.socket, socket.socket]:
+        made.extend(pair())
+        return made[0], made[1]
+
+    class Kept(one):  # type: ignore[misc,valid-type]
+        def __init__(self, *args: int) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(socket, "socketpair", taken)
+    endpoint = Endpoint(HttpSettings(host=host, port=0), {}, SystemRuntime("x").clock)
+    monkeypatch.setattr(socket, "socket", Kept)
+    with pytest.raises(ConfigError, match="cannot listen"):
+        endpoint.open()
+    assert [one.fileno() for one in made] == [-1, -1, -1]

@@ -177,3 +177,12 @@ def test_a_check_tells_all_that_is_wrong_and_touches_nothing(files: Files) -> No
     assert "count must be" in str(refused.value)
     assert "did you mean 'path'" in str(refused.value)
     assert not (files.directory / "data").exists()
+
+
+def test_what_is_taken_when_it_stops_is_delivered_though_there_is_more(files: Files) -> None:
+    config = files.load(files.source("in", 10_000_000), files.sink("out"))
+    with Pipeline(config) as pipeline:
+        until(lambda: pipeline.status()["sources"]["in"]["taken"] > 2000)
+        stopped = pipeline.stop(20.0)
+    assert stopped.left == {}
+    assert len(files.rows("out")) > 2000

@@ -20,7 +20,7 @@ from sync_engine.config import SyncEngineConfig
 from sync_engine.core.item import SyncItem
 from sync_engine.core.options import Durability, SubmitOptions
 from sync_engine.engine import SyncEngine
-from sync_engine.errors import CircuitOpen, Conflict, StoreUnavailable
+from sync_engine.errors import CircuitOpen, Conflict, StoreBusy, StoreUnavailable
 from sync_engine.house import Stores
 from sync_engine.testing import (
     FlakyStore,
@@ -115,7 +115,9 @@ class EngineMachine(RuleBasedStateMachine):
     def may_be_unavailable(self, exc: StoreUnavailable) -> bool:
         house: Any = self.a.engine._house
         down = self.shared.l3_down or self.shared.l2.down
-        return down or isinstance(exc, CircuitOpen) or not house.l3.attached
+        # What could not say goodbye to the archive is waited for until the keeper's next step.
+        waits = isinstance(exc, StoreBusy) and not house.keeper.covered()
+        return down or waits or isinstance(exc, CircuitOpen) or not house.l3.attached
 
     def content(self) -> bytes:
         self.number += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -75,6 +76,21 @@ def test_two_nodes_come_to_equal_roots_by_comparison_alone(make_node: Make) -> N
 
     until(lambda: equal([a, b]), "equal roots")
     assert b.content("deep.1.1") == b"v1"
+
+
+def test_a_comparison_that_finds_something_is_no_failure(
+    make_node: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    a, b = make_node("a").start(), make_node("b").start()
+    a.engine.submit("k", b"v")
+    a.engine.flush()
+    with caplog.at_level(logging.INFO, "sync_engine"):
+        b.replicator.add(a.peer(cold=True))
+        until(lambda: b.content("k") == b"v")
+
+    told = [record.getMessage() for record in caplog.records]
+    assert [line for line in told if line.startswith("diverged")]
+    assert not [line for line in told if line.startswith("source_failed")]
 
 
 def test_r1_r3_r4_what_a_peer_does_not_have_is_never_deleted_here(make_node: Make) -> None:
@@ -152,6 +168,28 @@ def test_equal_versions_with_other_contents_settle_too(make_node: Make) -> None:
     assert a.content("tie") in (b"one", b"two")
 
 
+def test_of_two_equal_versions_both_sides_know_which_goes_on(make_node: Make) -> None:
+    a, b = make_node("a").start(), make_node("b").start()
+    version = version_at(1000)
+    write_row(a.sql_url, Change("tie", version, b"one"))
+    write_row(b.sql_url, Change("tie", version, b"two"))
+    until(lambda: a.engine.merkle_state().built and b.engine.merkle_state().built, "trees")
+    (found,) = a.engine.diff(b.engine).divergent
+    assert found.mine is not None
+    assert found.theirs is not None
+    stays, goes = (a, b) if found.mine.hash > found.theirs.hash else (b, a)
+    content = stays.content("tie")
+
+    goes.replicator.add(stays.peer(cold=True))
+    compared(goes, stays)
+    assert goes.appended() == 0
+    stays.replicator.add(goes.peer(cold=True))
+
+    until(lambda: equal([a, b]), "equal roots")
+    assert a.content("tie") == b.content("tie") == content
+    assert stays.appended() == goes.appended() == 1
+
+
 def test_r13_state_deadline_content_type_and_trace_come_along(make_node: Make) -> None:
     a, b = two(make_node)
     sent = SyncItem.from_json("j", {"n": 1}, state="delta")
@@ -166,21 +204,25 @@ def test_r13_state_deadline_content_type_and_trace_come_along(make_node: Make) -
     assert mine.expires_at_ms > 0
 
 
-def test_r13_what_is_only_cached_does_not_become_a_row_on_a_peer(make_node: Make) -> None:
+def with_cache(node: Node) -> Node:
+    """Start a node's engine with an L2."""
+    from sync_engine import SyncEngine, SyncEngineConfig
     from sync_engine.house import Stores
+    from sync_engine.replication import Replicator
     from sync_engine.stores.sql import SqlArchive
     from sync_engine.testing import MemoryCacheStore
 
-    a = make_node("a")
-    b = make_node("b").start()
     clock = SystemClock()
-    a.dir.mkdir()
-    from sync_engine import SyncEngine, SyncEngineConfig
-    from sync_engine.replication import Replicator
+    node.dir.mkdir()
+    stores = Stores(MemoryCacheStore(clock), SqlArchive(node.sql_url, clock=clock))
+    node.engine = SyncEngine(SyncEngineConfig(data_dir=node.dir), stores=stores).start()
+    node.replicator = Replicator(node.engine)
+    return node
 
-    stores = Stores(MemoryCacheStore(clock), SqlArchive(a.sql_url, clock=clock))
-    a.engine = SyncEngine(SyncEngineConfig(data_dir=a.dir), stores=stores).start()
-    a.replicator = Replicator(a.engine)
+
+def test_r13_what_is_only_cached_does_not_become_a_row_on_a_peer(make_node: Make) -> None:
+    a = with_cache(make_node("a"))
+    b = make_node("b").start()
     a.engine.submit("session", b"x", SubmitOptions.cache(CacheTtl.HOUR))
     a.engine.submit("kept", b"y")
     a.engine.flush()
@@ -189,6 +231,23 @@ def test_r13_what_is_only_cached_does_not_become_a_row_on_a_peer(make_node: Make
     until(lambda: b.content("kept") == b"y", "the archived one")
 
     assert b.content("session") is None
+
+
+def test_a_cached_value_ends_the_older_one_of_a_peer_that_has_no_cache(make_node: Make) -> None:
+    a = with_cache(make_node("a"))
+    b = make_node("b").start()
+    a.engine.submit("session", b"old")
+    a.engine.flush()
+    b.replicator.add(a.peer(cold=True))
+    until(lambda: b.content("session") == b"old", "the archived one")
+    b.engine.flush()
+
+    a.engine.submit("session", b"new", SubmitOptions.cache(CacheTtl.HOUR))
+    a.engine.flush()
+    b.replicator.compare("a")
+
+    until(lambda: b.content("session") is None, "that it is superseded")
+    until(lambda: equal([a, b]), "equal roots")
 
 
 def test_a_deletion_reaches_a_peer_and_stays(make_node: Make) -> None:
@@ -236,6 +295,8 @@ def test_a_peer_that_was_silent_longer_than_deletions_are_kept_resurrects_nothin
     until(lambda: a.content("young") == b"fresh", "what is young")
     assert a.content("zombie") is None
     until(lambda: a.replicator.status()["b"].held == 1, "the one held")
+    assert [why for why in a.engine.health().degraded if "1 items are held back" in why]
+    assert [why for why in a.engine.health().degraded if why.startswith("source peer-b-archive")]
 
 
 def test_what_is_held_is_taken_where_somebody_answers_for_it(make_node: Make) -> None:
@@ -250,6 +311,7 @@ def test_what_is_held_is_taken_where_somebody_answers_for_it(make_node: Make) ->
     a.replicator.add(b.peer(cold=True, accept_old=True))
 
     until(lambda: a.content("old") == b"wanted")
+    until(lambda: not a.engine.health().degraded, "all is well again")
 
 
 def test_a_new_node_takes_everything_however_old(make_node: Make) -> None:

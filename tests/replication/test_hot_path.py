@@ -10,7 +10,8 @@ import pytest
 
 from sync_engine import SubmitOptions, SyncItem
 from sync_engine.core import failpoints
-from sync_engine.testing import FaultProxy
+from sync_engine.core.version import ms_of_version
+from sync_engine.testing import FaultProxy, SystemClock
 from tests.replication.nodes import Node, equal, until
 
 pytestmark = pytest.mark.external
@@ -95,6 +96,7 @@ def test_r9_a_gap_is_seen_and_made_good_by_a_comparison_at_once(
     a.engine.submit("first", b"v")
     until(lambda: b.content("first") == b"v")
     until(lambda: b.replicator.status()["a"].compared_s_ago >= 0)
+    assert not b.engine.health().degraded
     b.engine.pause("peer-a-feed")
     a.engine.submit_many([SyncItem(f"missed{n}", b"v") for n in range(50)])
     a.engine.flush(5.0, sinks=True)
@@ -107,6 +109,7 @@ def test_r9_a_gap_is_seen_and_made_good_by_a_comparison_at_once(
     until(lambda: equal([a, b]), "equal roots")
     until(lambda: b.replicator.status()["a"].gap == "", "the gap closed")
     assert progress(b, "a")["gaps"] >= 1
+    assert not b.engine.health().degraded
 
 
 def test_r9_a_gap_without_an_archive_to_compare_with_stays_told(
@@ -124,7 +127,30 @@ def test_r9_a_gap_without_an_archive_to_compare_with_stays_told(
     until(lambda: b.content("second") == b"v", "what came behind it")
     b.stop()
     b.start(a.peer(hot=True))
-    assert b.replicator.status()["a"].gap
+    gap = b.replicator.status()["a"].gap
+    assert gap
+    assert f"source peer-a-feed: {gap}" in b.engine.health().degraded
+
+
+def test_what_a_feed_holds_back_is_told_where_nobody_compares(hot_node: Make) -> None:
+    a, b = hot_node("a"), hot_node("b", tombstone_retention_s=0.5)
+    a.start()
+    a.engine.submit("first", b"v")
+    a.engine.flush(5.0, sinks=True)
+    b.start(a.peer(hot=True))
+    until(lambda: b.content("first") == b"v")
+    until(lambda: b.replicator._links["a"].standing.joined)
+    b.engine.pause("peer-a-feed")
+    version = a.engine.submit("old", b"it may have been deleted here, and forgotten").version
+    a.engine.flush(5.0, sinks=True)
+    clock = SystemClock()
+    until(lambda: clock.now_ms() - ms_of_version(version) > 500, "the retention over")
+
+    b.engine.resume("peer-a-feed")
+
+    until(lambda: b.replicator.status()["a"].held == 1, "the one held")
+    assert b.content("old") is None
+    assert [why for why in b.engine.health().degraded if "1 items are held back" in why]
 
 
 def test_r10_entries_nobody_understands_neither_block_nor_spin(

@@ -156,7 +156,12 @@ def test_what_weakens_the_archives_promise_is_told_by_health(tmp_path: Path) -> 
     class Weak(MemoryArchive):
         def info(self) -> ArchiveInfo:
             return ArchiveInfo(
-                uuid="u", generation=0, schema_version=1, server="weak", warnings=("fsync is off",)
+                uuid="u",
+                generation=0,
+                others=0,
+                schema_version=1,
+                server="weak",
+                warnings=("fsync is off",),
             )
 
     stores = Stores(None, Weak(clock=SystemClock()))
