@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +13,11 @@ from typing import cast
 
 import pytest
 
-from sync_engine.sinks.snapshot.capture import Capture
+from sync_engine.sinks.snapshot.capture import Capture, Origin
 from sync_engine.sinks.snapshot.database import Database
 from sync_engine.sinks.snapshot.keys import SegmentKey
 from sync_engine.sinks.snapshot.settings import ReplicationSettings
-from sync_engine.sinks.snapshot.stage import Stage
+from sync_engine.sinks.snapshot.stage import Stage, StageFull
 from sync_engine.sinks.snapshot.state import StateFile
 from sync_engine.testing import ManualRuntime
 from tests.snapshot.kit import Replica, assert_identical, until
@@ -181,3 +183,46 @@ def test_a_snapshot_that_found_no_room_holds_up_no_checkpoint_either(
     c.close()
     rep.stop()
     assert_identical(rep.db, rep.restore())
+
+
+def elsewhere(path: Path, script: str) -> None:
+    """Write from another process: the replicator shares its own with nobody."""
+    program = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).executescript(sys.argv[2])"
+    subprocess.run([sys.executable, "-c", program, path, script], check=True)
+
+
+def test_a_full_disk_is_not_answered_by_comparing_all_pages_all_the_time(
+    tmp_path: Path, runtime: ManualRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere(
+        tmp_path / "a.db", "PRAGMA journal_mode=WAL; CREATE TABLE t(v); INSERT INTO t VALUES(1);"
+    )
+    database = Database(tmp_path / "a.db")
+    file = StateFile(tmp_path)
+    stage = Stage(tmp_path / "stage", 1 << 20, runtime)
+    capture = Capture(database, file, stage, runtime, ReplicationSettings(), lambda: None)
+    capture.begin(Origin("0" * 32, 1, 1))
+
+    def no_space(*_: object) -> Path:
+        raise StageFull("No space left on device")
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(stage, "write", no_space)
+            capture.release()
+            elsewhere(tmp_path / "a.db", "UPDATE t SET v = 2;")
+            for _ in range(20):
+                capture.step()
+                runtime.clock.advance(0.1)
+            assert capture.full
+            assert capture.counts.comparisons == 1
+        runtime.clock.advance(5.0)
+        for _ in range(3):
+            capture.step()
+            runtime.clock.advance(1.0)
+        assert not capture.full
+        assert stage.next() is not None
+    finally:
+        capture.close_image()
+        database.close()
+        file.close()

@@ -32,6 +32,7 @@ from sync_engine.telemetry import get_logger
 __all__ = ["Capture", "CaptureCounts", "Origin"]
 
 _log = get_logger("sinks.snapshot")
+_DISK_FULL_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ class Capture:
         self._pages_max = max(1, bytes_max // database.page_size)
         self._pending: Pending | None = None
         self._continuous = False
-        self._emit_at = 0.0
+        self._emit_at = self._again_at = 0.0
         self.frames = 0
         self.imaging = self.image_stalled = False
         self._checkpoints = Checkpoints(self, runtime.clock, settings)
@@ -334,7 +335,8 @@ class Capture:
         _log.limited("stage_full", level=40, why=self.full)
 
     def _stage_again(self) -> bool:
-        return not self._stage.full and self.stage_pending()
+        waits = self._stage.full or self._clock.monotonic() < self._again_at
+        return not waits and self.stage_pending()
 
     # -- comparing --------------------------------------------------------------------------------
 
@@ -358,6 +360,8 @@ class Capture:
             self._continuous = False
             self.database.unpin()  # there is no place in the log to keep
             self._stage.drain()  # one more comparison, and not one for every object that leaves
+            if not self._stage.size:  # the disk is full: nothing that leaves makes room
+                self._again_at = self._clock.monotonic() + _DISK_FULL_S
             self._stuck(full)
             return False
         except PositionLost as exc:
