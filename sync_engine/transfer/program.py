@@ -41,6 +41,8 @@ _NOTED_MAX: Final = 256
 _REMEMBERED_MS: Final = 30 * 86_400_000
 _TROUBLE: Final = (Result.FAILED, Result.MISCONFIGURED)
 _WAIT_S_MAX: Final = 0.5
+_SHARE_S: Final = 0.1
+_SHARED: Final = 32
 _STEP_S: Final = 2.0
 """The ledger's job waits for no server: its last step is worth waiting for."""
 _JOB: Final = "files"
@@ -339,13 +341,20 @@ class FilesToS3:
         return 0.0
 
     def _wait_s(self) -> float:
-        if self._did or self._outcomes or self._cleaner.unnoted:
+        if self._did or self._worth_a_commit() or self._cleaner.unnoted:
             return 0.0
         wait_s = min(_WAIT_S_MAX, self.finder.wait_s())
+        if self._outcomes or self._tasks:
+            wait_s = min(wait_s, _SHARE_S)
         due_s = self._chooser.due_in_s()
         if due_s is not None and len(self._busy) < self._chooser.room:
             wait_s = min(wait_s, due_s if due_s > 0 or not self._busy else 0.02)
         return max(0.0, wait_s)
+
+    def _worth_a_commit(self) -> bool:
+        """Tell whether outcomes are noted now: many share one commit while workers have tasks."""
+        count = len(self._outcomes)
+        return count >= _SHARED or (count > 0 and not self._tasks)
 
     def _apply_outcomes(self) -> list[tuple[Outcome, Row | None]]:
         while self._outcomes and len(self._noting) < _NOTED_MAX:
@@ -399,7 +408,8 @@ class FilesToS3:
         elif self._stalled_at is None:
             self._stalled_at = self._clock.monotonic()
         self._outcomes.append(outcome)
-        self._waker.wake()
+        if self._worth_a_commit():
+            self._waker.wake()
 
     def _step_orphans(self) -> float:
         if self._client is None or self._stopping:

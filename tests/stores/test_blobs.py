@@ -52,7 +52,7 @@ class TestRclone(BlobsContract):
 
     @pytest.fixture
     def blobs(self, rclone_s3: S3Server, real: SystemRuntime) -> Iterator[S3Blobs]:
-        with S3Client(rclone_s3.settings(), real) as client:
+        with S3Client(rclone_s3.settings(deadline_s=5.0), real) as client:
             yield S3Blobs(client, rclone_s3.new_bucket())
 
 
