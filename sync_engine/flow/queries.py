@@ -13,6 +13,7 @@ from sync_engine.ports import ArchiveStore
 __all__ = ["Queries"]
 
 _PAGE = 1000
+_TRIES = 5
 _KEYS_PAGE = 5000
 _L3 = int(Route.L3)  # a plain number: flags are slow on hot paths
 
@@ -117,16 +118,33 @@ class Queries:
     def count(self, *, prefix: str = "", state: str | None = None) -> int:
         """Count live items; pending ones are looked up one by one, the rest by the server.
 
+        The server's number and the rows of what is pending have to be of one moment: where a
+        delivery came in between that is tried again, and in the end every item is listed.
+
         Raises:
             StoreUnavailable: The archive cannot be asked.
         """
-        pending = [change_id for change_id in self._pending_ids() if change_id.startswith(prefix)]
-        total = self._l3.call_with_retry("count", self._l3.store.count, prefix=prefix, state=state)
+        for _ in range(_TRIES):
+            pending = [one for one in self._pending_ids() if one.startswith(prefix)]
+            before = self._archived(pending, state)
+            total: int = self._l3.call_with_retry(
+                "count", self._l3.store.count, prefix=prefix, state=state
+            )
+            if self._archived(pending, state) == before:
+                break
+        else:
+            return sum(1 for _ in self.scan(prefix=prefix, state=state, keys_only=True))
         for start in range(0, len(pending), _PAGE):
             ids = pending[start : start + _PAGE]
-            rows = self._reader.archived(ids)
             newest = self._reader.get_many(ids)
             for change_id in ids:
-                total -= self._live(rows.get(change_id), state)
                 total += self._live(newest.get(change_id), state)
-        return total
+        return total - sum(live for _, live in before.values())
+
+    def _archived(self, ids: Sequence[str], state: str | None) -> dict[str, tuple[int, bool]]:
+        """Return the versions that the archive has of ids, and whether it counts them."""
+        found: dict[str, tuple[int, bool]] = {}
+        for start in range(0, len(ids), _PAGE):
+            rows = self._reader.archived(ids[start : start + _PAGE])
+            found |= {one: (row.version, self._live(row, state)) for one, row in rows.items()}
+        return found

@@ -116,7 +116,7 @@ def test_each_bad_day_has_its_words_and_its_code(
 ) -> None:
     fake_s3.spoil = lambda _: answer
 
-    ran = cli("s3-changes", "s3://bucket", "--endpoint", fake_s3.endpoint_url, "--deadline", "0.4")
+    ran = cli("s3-changes", "s3://bucket", "--endpoint", fake_s3.endpoint_url, "--deadline", "1.5")
 
     assert ran.code == code, ran.err
     assert words in ran.err

@@ -18,6 +18,7 @@ from sync_engine import (
     SubmitOptions,
     SyncEngine,
     SyncEngineConfig,
+    SyncItem,
 )
 from sync_engine.core import failpoints
 from sync_engine.core.version import version_of_ms
@@ -370,3 +371,32 @@ def test_limits_are_checked_before_anything_is_written(place: Place) -> None:
 
     assert accepted <= 10
     assert house(engine).log.head() == accepted
+
+
+@pytest.mark.parametrize("times", [1, 100])
+def test_a_count_holds_while_what_is_pending_is_delivered(place: Place, times: int) -> None:
+    """Between the server's number and the rows that it is corrected by."""
+    engine = place.open()
+    engine.submit(SyncItem("a", b"v", state="base"))
+    engine.submit(SyncItem("b", b"v", state="delta"))
+    place.deliver("l3")
+    left, counted = [times], [False]
+
+    def deliver(operation: str) -> None:
+        if operation == "get_many" and counted[0] and left[0]:
+            left[0] -= 1
+            counted[0] = False
+            place.l3.on_call = None
+            place.deliver("l3")
+            state = "base" if left[0] % 2 else "delta"
+            engine.submit(SyncItem("a", b"%d" % left[0], state=state))
+            place.l3.on_call = deliver
+        counted[0] = counted[0] or operation == "count"
+
+    engine.submit(SyncItem("a", b"w", state="delta"))
+    place.l3.on_call = deliver
+
+    total = engine.count_by_state("delta")
+
+    place.l3.on_call = None
+    assert total == engine.count_by_state("delta") == len(list(engine.get_by_state("delta")))

@@ -258,7 +258,8 @@ def test_a_pipeline_keeps_tables_and_the_commands_tell_of_them(
         try:
             deadline = time.monotonic() + 60
             wanted = 1 if number == signal.SIGKILL else 2000
-            while len(rows(target)) < wanted:
+            lock = tmp_path / "data" / "engine.log.lock"
+            while len(rows(target)) < wanted or lock.read_text() != str(child.pid):
                 assert time.monotonic() < deadline
                 assert child.poll() is None
                 time.sleep(0.02)

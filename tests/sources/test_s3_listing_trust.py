@@ -23,7 +23,8 @@ def test_s07_a_listing_that_fails_deletes_nothing(
     """Whether the server fails, cuts its answer off, or claims that there is no more."""
     fake_s3.put_many(f"{n:05}" for n in range(3000))
     s3 = {"page_size": 100}
-    short = {"page_size": 100, "deadline_s": 0.3}
+    # What answers nothing ends by the deadline; a scan that ends by itself must not be cut short.
+    short = s3 if fault.endswith("empty") else {"page_size": 100, "deadline_s": 0.3}
     run(make(fake_s3, "bucket", state, real, s3=s3))
     began = fake_s3.count
 
