@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable
-from typing import Final
 
 from sync_engine.core import failpoints
 from sync_engine.sources.file_watch import Finder, Row, State, text_of
 from sync_engine.telemetry import get_logger
-from sync_engine.transfer.ledger import NOT_REMOVED, UploadLedger
+from sync_engine.transfer.ledger import NOT_REMOVED, REMEMBERED_MS, UploadLedger
 from sync_engine.transfer.removal import Removal, put_back, take_away
 from sync_engine.transfer.settings import TransferSettings
 from sync_engine.transfer.steps import Steps
@@ -18,7 +17,6 @@ from sync_engine.transfer.steps import Steps
 __all__ = ["Cleaner"]
 
 _log = get_logger("transfer")
-_REMEMBERED_MS: Final = 30 * 86_400_000
 
 
 class Cleaner:
@@ -125,7 +123,7 @@ class Cleaner:
                 continue
             if removal in (Removal.DONE, Removal.ABSENT):
                 now = self._steps.removed(now)
-                self._ledger.forget_removed(now.due_ms - _REMEMBERED_MS, 2)  # soon none is older
+                self._ledger.forget_removed(now.due_ms - REMEMBERED_MS, 2)  # soon none is older
             elif removal is Removal.CHANGED:
                 now = self._steps.not_removed(now)
             elif removal is Removal.WRITTEN:

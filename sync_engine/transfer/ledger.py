@@ -10,10 +10,12 @@ from typing import Final
 from sync_engine.s3 import Part
 from sync_engine.sources.file_watch import FileLedger, Row, State
 
-__all__ = ["NOT_REMOVED", "UploadLedger"]
+__all__ = ["NOT_REMOVED", "REMEMBERED_MS", "UploadLedger"]
 
 NOT_REMOVED: Final = "the local file cannot be removed"
 """Reason of a row whose object is whole and whose file the system keeps us from removing."""
+REMEMBERED_MS: Final = 30 * 86_400_000
+"""How long an upload in parts that was begun, and what came of a file, stay known."""
 
 _UPLOADS: Final = """
 CREATE TABLE IF NOT EXISTS upload (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +18,8 @@ from sync_engine.sources.file_watch.watcher import PollWatcher
 from sync_engine.telemetry import get_logger
 from sync_engine.transfer.chooser import Chooser
 from sync_engine.transfer.cleanup import Cleaner
-from sync_engine.transfer.ledger import UploadLedger
+from sync_engine.transfer.exchange import Exchange
+from sync_engine.transfer.ledger import REMEMBERED_MS, UploadLedger
 from sync_engine.transfer.orphans import Orphans
 from sync_engine.transfer.plan import plan
 from sync_engine.transfer.progress import Planned, Progress
@@ -38,11 +38,8 @@ __all__ = ["FilesToS3"]
 
 _log = get_logger("transfer")
 _NOTED_MAX: Final = 256
-_REMEMBERED_MS: Final = 30 * 86_400_000
-_TROUBLE: Final = (Result.FAILED, Result.MISCONFIGURED)
 _WAIT_S_MAX: Final = 0.5
 _SHARE_S: Final = 0.1
-_SHARED: Final = 32
 _STEP_S: Final = 2.0
 """The ledger's job waits for no server: its last step is worth waiting for."""
 _JOB: Final = "files"
@@ -98,15 +95,13 @@ class FilesToS3:
         self._clock = runtime.clock
         self._client: S3Client | None = None
         self._waker = Waker()
-        self._tasks: deque[Task] = deque()
-        self._outcomes: deque[Outcome] = deque()
+        self._exchange = Exchange(self._clock, self._waker.wake)
         self._noting: list[Outcome] = []
         self._busy: set[tuple[int, bytes]] = set()
         self._jobs: list[str] = []
         self._stopping = False
         self._open_ledger = False
         self._did = True
-        self._stalled_at: float | None = None
         self._counted_at = -math.inf
         self._fault = ""
         self._progress: Progress | None = None
@@ -132,7 +127,7 @@ class FilesToS3:
             try:
                 client.head_bucket(self.address.bucket)
             except StorageError:
-                self._stalled_at = self._clock.monotonic()
+                self._exchange.stalls()
             self._probe()
         except (ConfigError, StorageError):
             self.stop(0.0)
@@ -143,7 +138,7 @@ class FilesToS3:
                 self._ledger.make_due(state, now_ms)
             for row in self._ledger.in_state(State.UPLOADING, 10_000):
                 self._chooser.resumed.add((row.root, row.path))
-            known = self._ledger.uploads_begun(now_ms - _REMEMBERED_MS)
+            known = self._ledger.uploads_begun(now_ms - REMEMBERED_MS)
             self._orphans = Orphans(
                 known, self._ledger.upload_ids(), self._ledger.intents(), self._clock
             )
@@ -241,7 +236,7 @@ class FilesToS3:
 
     def _note_all(self) -> None:
         """Apply what came of the last uploads."""
-        while self._outcomes or self._cleaner.unnoted or self._noting:
+        while self._exchange.unnoted or self._cleaner.unnoted or self._noting:
             with self._ledger.step():
                 finished = self._apply_outcomes()
             self._after_commit(finished)
@@ -281,9 +276,8 @@ class FilesToS3:
         errors += [e for e in (finder.held_back, self._steps.error, self._fault) if e]
         open_now = open_ - self._ledger.refused_count()
         idle = finder.idle and not (
-            open_now or self._busy or self._outcomes or self._cleaner.unnoted
+            open_now or self._busy or self._exchange.unnoted or self._cleaner.unnoted
         )
-        now, stalled_at = self._clock.monotonic(), self._stalled_at
         self._progress = Progress(
             files={state.name.lower(): count for state, count in counts.items()},
             open=open_,
@@ -301,12 +295,12 @@ class FilesToS3:
             scans=finder.scans,
             commits=self._ledger.commits,
             watcher=finder.watcher.name,
-            stalled_s=0.0 if stalled_at is None else now - stalled_at,
+            stalled_s=self._exchange.stalled_s,
             idle=idle,
             errors=errors,
             problems=[(text_of(path), reason) for path, reason in tally.problems],
         )
-        self._counted_at = now
+        self._counted_at = self._clock.monotonic()
 
     # -- the job that owns files and ledger -------------------------------------------------------
 
@@ -332,7 +326,9 @@ class FilesToS3:
             raise
         self._fault = ""
         self._after_commit(finished)
-        self._hand_out(tasks)
+        waiting = self._exchange.hand_out(tasks)
+        for number in range(min(waiting, self.settings.concurrency)):
+            self._runtime.wake(f"upload-{number}")
         self._cleaner.clean()
         self._did = self._did or bool(tasks)
         quiet = not (self._did or self._busy)
@@ -341,24 +337,18 @@ class FilesToS3:
         return 0.0
 
     def _wait_s(self) -> float:
-        if self._did or self._worth_a_commit() or self._cleaner.unnoted:
+        if self._did or self._exchange.worth_a_commit or self._cleaner.unnoted:
             return 0.0
         wait_s = min(_WAIT_S_MAX, self.finder.wait_s())
-        if self._outcomes or self._tasks:
+        if not self._exchange.empty:
             wait_s = min(wait_s, _SHARE_S)
         due_s = self._chooser.due_in_s()
         if due_s is not None and len(self._busy) < self._chooser.room:
             wait_s = min(wait_s, due_s if due_s > 0 or not self._busy else 0.02)
         return max(0.0, wait_s)
 
-    def _worth_a_commit(self) -> bool:
-        """Tell whether outcomes are noted now: many share one commit while workers have tasks."""
-        count = len(self._outcomes)
-        return count >= _SHARED or (count > 0 and not self._tasks)
-
     def _apply_outcomes(self) -> list[tuple[Outcome, Row | None]]:
-        while self._outcomes and len(self._noting) < _NOTED_MAX:
-            self._noting.append(self._outcomes.popleft())
+        self._noting += self._exchange.take(_NOTED_MAX - len(self._noting))
         applied = [(outcome, self._steps.apply(outcome)) for outcome in self._noting]
         self._cleaner.note()
         return applied
@@ -381,21 +371,13 @@ class FilesToS3:
                 self._busy.add(key)
                 self._cleaner.add(row)
 
-    # -- handing out ------------------------------------------------------------------------------
-
-    def _hand_out(self, tasks: list[Task]) -> None:
-        self._tasks.extend(tasks)
-        for number in range(min(len(self._tasks), self.settings.concurrency)):
-            self._runtime.wake(f"upload-{number}")
-
     # -- the jobs that own the network ------------------------------------------------------------
 
     def _step_upload(self) -> float:
         if self._stopping or self._uploader is None:
             return math.inf
-        try:
-            task = self._tasks.popleft()
-        except IndexError:
+        task = self._exchange.next_task()
+        if task is None:
             return math.inf
         self._put_outcome(self._uploader.do(task))
         return 0.0
@@ -403,13 +385,7 @@ class FilesToS3:
     def _put_outcome(self, outcome: Outcome) -> None:
         if outcome.result is Result.BEGUN and outcome.upload_id is not None:
             self._orphans.begun(outcome.upload_id)
-        if outcome.result not in _TROUBLE:
-            self._stalled_at = None
-        elif self._stalled_at is None:
-            self._stalled_at = self._clock.monotonic()
-        self._outcomes.append(outcome)
-        if self._worth_a_commit():
-            self._waker.wake()
+        self._exchange.put(outcome)
 
     def _step_orphans(self) -> float:
         if self._client is None or self._stopping:
