@@ -28,6 +28,7 @@ __all__ = ["Coherence", "Publisher", "Sight"]
 _log = get_logger("flow.coherence")
 _LISTEN_S = 0.1
 _POLL_S = 0.25
+_WATCH_S = 1.0
 _BATCH_ITEMS = 2000
 _ORIGIN = "feed_origin"
 
@@ -147,8 +148,10 @@ class Coherence:
     is also the way where there is no feed. While neither can be asked, L1 stays aside, unless no
     other engine was ever noticed. An engine that provably is the only writer needs none of this.
 
-    An engine that is killed between the archive and its word on the feed leaves no trace on the
-    feed. The archive notices that it is dead, and says so by another `fleet_epoch`: L1 is emptied.
+    The archive is also looked at, once a second, for those whom the feed does not know. A writer
+    that cannot reach the feed says so there (`ArchiveInfo.untold`): until it can, this engine goes
+    by the archive, and holds L2 against it. A writer that died, or left, before its last word
+    (`ArchiveInfo.lost`) is reason to empty L1.
 
     Owned by one job; `sight`, `error` and `stats` may be read from any thread.
 
@@ -203,13 +206,15 @@ class Coherence:
         self._poll_at = -math.inf
         self._others: int | None = None
         self._others_noticed = False
-        self._fleet_epoch = 0.0
+        self._watch_at = -math.inf
+        self._lost_writers: int | None = None
+        self._left_in_the_dark = False
         self.sight = Sight.NONE
         self.error = ""
         self._told = metrics.counter("coherence_changes")
         self._drops = {
             why: metrics.counter("coherence_drops", reason=why)
-            for why in ("feed_lost", "feed_gap", "archive_moved", "blind", "fleet_changed")
+            for why in ("feed_lost", "feed_gap", "archive_moved", "blind", "writer_lost", "untold")
         }
 
     def stats(self) -> dict[str, float | str]:
@@ -225,14 +230,16 @@ class Coherence:
 
     def step(self) -> float:
         """Listen for a moment, or look at the archive; return the seconds to wait."""
-        self._notice_deaths()
-        if self._feed is not None and self._clock.monotonic() >= self._listen_at:
+        if self._feed is not None and self._clock.monotonic() >= self._watch_at:
+            self._watch()
+        feed = None if self._left_in_the_dark else self._feed
+        if feed is not None and self._clock.monotonic() >= self._listen_at:
             try:
-                came = self._listen(self._feed)
+                came = self._listen(feed)
             except (StorageError, ConfigError, FeedGap) as exc:
                 self._lost(exc)
             else:
-                return 0.0 if came else self._feed.idle_s
+                return 0.0 if came else feed.idle_s
         return self._look()
 
     def _listen(self, feed: ChangeFeed) -> bool:
@@ -261,13 +268,29 @@ class Coherence:
         self._observe_version(max(change.version for change in changes))
         self._told.add(len(changes))
 
-    def _notice_deaths(self) -> None:
-        """Begin with an empty L1 where another engine may have died with its word unsaid."""
-        known = self._fleet_epoch
-        self._fleet_epoch = self._archive.store.stats().get("fleet_epoch", 0.0)
-        if known and self._fleet_epoch != known and self._gate.is_open:
+    # -- those whom the feed does not know --------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Look for writers that cannot tell what they write, or never will."""
+        self._watch_at = self._clock.monotonic() + _WATCH_S
+        try:
+            info = self._info()
+        except StorageError:
+            return  # who cannot be asked takes no writes that we could miss
+        dark, self._left_in_the_dark = self._left_in_the_dark, info.untold > 0
+        self._reader.l2_doubted = self._left_in_the_dark
+        if self._left_in_the_dark and not dark:
+            self._others_noticed = True
+            self._go_blind("untold")
+            self.error = f"{info.untold} of them cannot reach it"
+            _log.warning("others_cannot_tell", writers=info.untold)
+        known, self._lost_writers = self._lost_writers, info.lost
+        if known is not None and info.lost != known and self._gate.is_open:
             self._begin_anew()
-            self._drops["fleet_changed"].inc()
+            self._drops["writer_lost"].inc()
+
+    def _info(self) -> ArchiveInfo:
+        return self._archive.call("info", self._archive.store.info)
 
     # -- losing and gaining sight -----------------------------------------------------------------
 
@@ -314,11 +337,12 @@ class Coherence:
             except StorageError as exc:
                 _log.limited("archive_not_seen", error=exc)
                 self._unseen()
-        until = _POLL_S if self._feed is None else self._listen_at - now
+        listens = self._feed is not None and not self._left_in_the_dark
+        until = self._listen_at - now if listens else _POLL_S
         return min(_POLL_S, max(0.001, until))
 
     def _poll(self) -> None:
-        info: ArchiveInfo = self._archive.call("info", self._archive.store.info)
+        info = self._info()
         if self.sight is not Sight.ARCHIVE:
             self._see(Sight.ARCHIVE)
         elif info.others != self._others:

@@ -1,4 +1,4 @@
-"""Upkeep of the archive's companions: sole-writer lease, filter, tombstones."""
+"""Upkeep of what the archive knows of this engine: lease, number, words untold; and of the filter."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from sync_engine.core.filters import FilterManager, Warmup
 from sync_engine.core.version import version_of_ms
 from sync_engine.errors import StorageError, StoreUnavailable
 from sync_engine.flow.tier import Tier
+from sync_engine.flow.untold import Untold
 from sync_engine.ports import ArchiveStore, Runtime
 from sync_engine.telemetry import get_logger
 
@@ -19,10 +20,14 @@ _PAGE = 5000
 _PURGE_EVERY_S = 60.0
 _PURGE_LIMIT = 1000
 _SETTLE_S = 0.01
+_CLAIM_EVERY_S = 60.0
 
 
 class Keeper:
     """Keeps the lease that a trusted *absent* needs, warms the filter, and purges tombstones.
+
+    It also renews the claim of the log's engine number, and says to the others while this engine
+    cannot tell them what it writes.
 
     The filter may say *absent* only while this engine provably is the archive's only writer: while
     the lease is held, judged by this process's monotonic clock from before it was asked for.
@@ -45,6 +50,7 @@ class Keeper:
         enabled: bool,
         settled: Callable[[], bool] = lambda: True,
         claim_number: Callable[[Callable[[str, int], int]], None] = lambda _: None,
+        untold: Untold | None = None,
     ) -> None:
         self._l3 = l3
         self._filters = filters
@@ -58,6 +64,9 @@ class Keeper:
         self._enabled = enabled
         self._settled = settled
         self._claim_number = claim_number
+        self._claim_at = -math.inf
+        self._untold = untold
+        self._announced = False
         self._giving_up = False
         self._asked = False
         self._epoch = -1  # our log is locked: no other process alive bears our name
@@ -78,8 +87,9 @@ class Keeper:
         try:
             due = self._clock.monotonic() >= self._renew_at
             self._keep_lease()
-            if due:  # as often as the lease: the archive sees that the number is in use
-                self._claim_number(self._number)
+            if due:
+                self._announce()
+                self._claim()
             if self._enabled and self.covered() and self._warm_page():
                 return 0.0
             self._purge()
@@ -113,6 +123,23 @@ class Keeper:
         self._renew_at = asked + self._lease_ttl_s / 3
         self._giving_up = True
         self._give_up()
+
+    def _claim(self) -> None:
+        """Let the archive see, now and then, that the log's number is in use."""
+        now = self._clock.monotonic()
+        if now >= self._claim_at:
+            self._claim_number(self._number)
+            self._claim_at = now + _CLAIM_EVERY_S
+
+    def _announce(self) -> None:
+        if self._untold is not None:
+            self._say(untold=self._untold.look())
+
+    def _say(self, *, untold: bool) -> None:
+        if untold != self._announced:
+            self._l3.call("announce", self._l3.store.announce, untold=untold)
+            self._announced = untold
+            _log.info("untold" if untold else "told")
 
     def _number(self, log_uuid: str, wanted: int) -> int:
         return self._l3.call("claim_number", self._l3.store.claim_number, log_uuid, wanted)
@@ -174,10 +201,15 @@ class Keeper:
         self._purge_at = now if gone == _PURGE_LIMIT else now + _PURGE_EVERY_S
 
     def close(self) -> None:
-        """Give the lease up, if it was ever asked for and the archive can be told."""
+        """Give the lease up, if it was ever asked for and the archive can be told.
+
+        And leave word where the others were not told everything.
+        """
         self._lease_until = -math.inf
         if self._l3.attached and self._asked:
             try:
+                if self._untold is not None:
+                    self._say(untold=self._untold.at_the_end())
                 self._l3.call("release_lease", self._l3.store.release_lease, self._owner)
             except StorageError as exc:
                 _log.info("lease_left_to_run_out", error=exc)

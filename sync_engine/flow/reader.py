@@ -41,6 +41,10 @@ class _Flight:
 class Reader:
     """Finds the newest change of an id.
 
+    Attributes:
+        l2_doubted: Whether an engine writes to the archive what it can bring neither to L2 nor to
+            our ears. The archive is asked as well then, and the larger version is the answer.
+
     Thread-safety: all methods. Blocking: only what neither overlay nor L1 can answer touches the
     network, within the tiers' time budgets.
     """
@@ -75,6 +79,7 @@ class Reader:
         self._heard = Heard() if heard is None else heard
         self._lock = runtime.lock()
         self._flights: dict[str, _Flight] = {}
+        self.l2_doubted = False
         self._fills: deque[Change] = deque(maxlen=_FILLS_MAX)
         self._hits = {
             tier: metrics.counter("reads", tier=tier)
@@ -224,7 +229,10 @@ class Reader:
         missing = [change_id for change_id in flights if change_id not in found]
         if missing:
             self._ask_l2(missing, found, flights)
+            doubtful = [i for i in missing if i in found] if self.l2_doubted else []
             missing = [change_id for change_id in missing if change_id not in found]
+            if doubtful:
+                self._ask_again(doubtful, found, flights)
         if missing:
             self._ask_l3(missing, found, flights)
         for change_id, flight in flights.items():
@@ -278,6 +286,17 @@ class Reader:
             self._fill_l1(change, flights[change_id])
             if present and change.routes & _L2 and self._l2 is not None:
                 self._fill_l2(change, flights[change_id])
+
+    def _ask_again(
+        self, ids: Sequence[str], found: dict[str, Change], flights: dict[str, _Flight]
+    ) -> None:
+        """Hold what L2 said against the archive; without an archive, L2 is believed."""
+        cached = {change_id: found[change_id] for change_id in ids}
+        with contextlib.suppress(StorageError):
+            self._ask_l3(ids, found, flights)
+        for change_id, change in cached.items():
+            if change.version > found[change_id].version:
+                found[change_id] = change
 
     def _surely_absent(self, change_id: str) -> bool:
         if not self._filters.definitely_absent(change_id):

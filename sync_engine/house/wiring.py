@@ -34,6 +34,7 @@ from sync_engine.flow.reader import Reader
 from sync_engine.flow.stale import StaleCopies
 from sync_engine.flow.tier import Tier
 from sync_engine.flow.trees import Trees
+from sync_engine.flow.untold import Untold
 from sync_engine.flow.writer import Writer
 from sync_engine.house.stores import Stores
 from sync_engine.ports import ArchiveStore, CacheStore, Runtime
@@ -97,9 +98,9 @@ class Parts:
             self._wire_reading()
             self._wire_delivery()
             self._wire_writing()
+            self._wire_coherence()
             self._wire_upkeep()
             self._wire_doors()
-            self._follow_others()
         except BaseException:
             self.owner.release()
             raise
@@ -216,6 +217,42 @@ class Parts:
             arbiter=None if config.passive else self.arbiter,
         )
 
+    def _wire_coherence(self) -> None:
+        """Make the parts by which engines on one archive learn of each other's changes."""
+        config, feed = self.config, self.stores.feed
+        self.coherence: Coherence | None = None
+        self.publisher: Publisher | None = None
+        if config.coherence != "off":
+            self.coherence = Coherence(
+                feed,
+                is_own=self._is_own_origin,
+                gate=self.gate,
+                heard=self.heard,
+                reader=self.reader,
+                stale=self.stale,
+                filters=self.filters,
+                archive=self.l3,
+                observe_version=self.log.observe,
+                alone=lambda: self.keeper.covered(),
+                metrics=self.metrics,
+                runtime=self.runtime,
+                retry=config.delivery_retry,
+            )
+        if config.passive:
+            return
+        if feed is not None and self.coherence is not None:
+            self.log.follow(Publisher.JOB)
+            self.publisher = Publisher(
+                self.log,
+                feed,
+                self.arrivals,
+                self.runtime,
+                retry=config.delivery_retry,
+                lag_items_max=config.l2_lag_items_max,
+            )
+        elif Publisher.JOB in self.log.followers:
+            self.log.unfollow(Publisher.JOB)
+
     def _wire_upkeep(self) -> None:
         """Make what keeps the log, the filter, the archive and its tree in order."""
         config, runtime = self.config, self.runtime
@@ -233,6 +270,7 @@ class Parts:
             enabled=config.filter != "off",
             settled=lambda: self.atomic.settled(),
             claim_number=self.log.claim_number,
+            untold=None if config.passive else self._untold(),
         )
         self.trees = Trees(
             self.l3,
@@ -284,44 +322,20 @@ class Parts:
             keeps_cache=self.l2 is not None,
         )
 
-    def _follow_others(self) -> None:
-        """Make the parts by which engines on one archive learn of each other's changes."""
-        config, feed = self.config, self.stores.feed
-        self.coherence: Coherence | None = None
-        self.publisher: Publisher | None = None
-        if config.coherence != "off":
-            self.coherence = Coherence(
-                feed,
-                is_own=self._is_own_origin,
-                gate=self.gate,
-                heard=self.heard,
-                reader=self.reader,
-                stale=self.stale,
-                filters=self.filters,
-                archive=self.l3,
-                observe_version=self.log.observe,
-                alone=self.keeper.covered,
-                metrics=self.metrics,
-                runtime=self.runtime,
-                retry=config.delivery_retry,
-            )
-        if config.passive:
-            return
-        if feed is not None and self.coherence is not None:
-            self.log.follow(Publisher.JOB)
-            self.publisher = Publisher(
-                self.log,
-                feed,
-                self.arrivals,
-                self.runtime,
-                retry=config.delivery_retry,
-                lag_items_max=config.l2_lag_items_max,
-            )
-        elif Publisher.JOB in self.log.followers:
-            self.log.unfollow(Publisher.JOB)
-
     def _is_own_origin(self, origin: str) -> bool:
         return self.publisher is not None and origin == self.publisher.origin
+
+    def _untold(self) -> Untold:
+        """Make the watch over what the others may not know, before anything is archived."""
+        cursor, publisher, l2 = self.log.cursor, self.publisher, self.l2
+        if publisher is None:
+            return Untold(partial(cursor, L3), None, well=lambda: False)
+        return Untold(
+            partial(cursor, L3),
+            partial(cursor, Publisher.JOB),
+            well=lambda: publisher.healthy and (l2 is None or l2.usable),
+            cached=None if l2 is None else partial(cursor, L2),
+        )
 
     def _owner_name(self) -> str:
         """Return a name that at most one live process bears: log, host and path."""

@@ -107,6 +107,9 @@ class ArchiveInfo:
         generation: Grows with every batch of every writer; a filter snapshot is bound to it.
         others: The part of it that this engine did not write, or wrote under an earlier
             registration.
+        untold: How many other writers, at present, have archived what they could not tell on the
+            feed.
+        lost: How many writers, ever, died or left with something that they may have told nobody.
         schema_version: Version of the tables.
         server: Product and version, for `doctor`.
         warnings: Settings that weaken the loss contract, as sentences.
@@ -115,6 +118,8 @@ class ArchiveInfo:
     uuid: str
     generation: int
     others: int
+    untold: int
+    lost: int
     schema_version: int
     server: str
     warnings: tuple[str, ...] = field(default=())
@@ -234,8 +239,17 @@ class ArchiveStore(Sink, Protocol):
             StoreUnavailable: Try again later; whether it was claimed is not known.
         """
 
+    def announce(self, *, untold: bool) -> None:
+        """Say to the others whether this engine has archived what it could not tell on the feed.
+
+        It holds until it is taken back, and is what `close` leaves as this engine's last word.
+
+        Raises:
+            StoreUnavailable: Try again later.
+        """
+
     def info(self) -> ArchiveInfo:
-        """Read the archive's identity and generation anew.
+        """Read anew what the archive says of itself, all of it at one moment.
 
         Raises:
             StoreUnavailable: Try again later.

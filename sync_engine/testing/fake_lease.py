@@ -21,6 +21,7 @@ class _Registration:
         self.admitted = False
         self.beat = 0
         self.ttl_s = 0.0
+        self.untold = False
 
 
 class LeaseTable:
@@ -32,6 +33,7 @@ class LeaseTable:
         self.epoch = 0
         self.beat = 0
         self.ttl_s = 0.0
+        self.lost = 0
 
     def free(self) -> None:
         """End the lease; the next one has another epoch."""
@@ -58,7 +60,7 @@ class Writer:
         self._told = False
         self._held = False
         self._wait_s = 0.0
-        self.fleet_epoch = 0  # when it was last looked at
+        self._untold = False
         self._name = ""
         self._rename()
 
@@ -80,11 +82,6 @@ class Writer:
 
     def lease(self, owner: str, ttl_s: float, *, steal: bool) -> int:
         """Acquire or renew; return the epoch, or 0."""
-        epoch = self._lease(owner, ttl_s, steal=steal)
-        self.fleet_epoch = self._table.epoch
-        return epoch
-
-    def _lease(self, owner: str, ttl_s: float, *, steal: bool) -> int:
         self._owner, self._ttl_s = owner, ttl_s
         table = self._table
         dead = self._dead(steal=steal)
@@ -92,9 +89,8 @@ class Writer:
             self._held = False
             return 0
         for name in dead:
-            del table.writers[name]
+            table.lost += table.writers.pop(name).owner != owner
         if len(table.writers) > 1:
-            table.epoch += bool(dead)  # the others are to learn of it
             if table.holder == self._name and self._told:
                 table.free()
             self._told = table.holder == self._name
@@ -117,8 +113,27 @@ class Writer:
     def leave(self) -> None:
         """Give the registration up, unless the lease was not released before."""
         if not self._held and not self._told:
-            self._table.writers.pop(self._name, None)
+            registered = self._table.writers.pop(self._name, None) is not None
+            self._table.lost += registered and self._untold
             self._rename()
+
+    def announce(self, *, untold: bool) -> None:
+        """Say whether something archived could not be told."""
+        self._untold = untold
+        me = self._table.writers.setdefault(self._name, _Registration())
+        me.untold = untold
+        me.beat += 1
+
+    @property
+    def others_untold(self) -> int:
+        """How many others say so."""
+        writers = self._table.writers.items()
+        return sum(writer.untold for name, writer in writers if name != self._name)
+
+    @property
+    def lost(self) -> int:
+        """How many died or left with something untold."""
+        return self._table.lost
 
     def _visit(self, *, steal: bool) -> bool:
         """Register or give a sign of life; return whether this client may write."""
@@ -133,6 +148,7 @@ class Writer:
         me = table.writers.setdefault(self._name, _Registration())
         me.owner, me.ttl_s = self._owner, self._ttl_s
         me.admitted = table.holder in ("", self._name)
+        me.untold = self._untold
         me.beat += 1
         return me.admitted
 

@@ -191,6 +191,8 @@ class MemoryArchive:
                 uuid=rows.uuid,
                 generation=rows.generation,
                 others=rows.generation - self._batches,
+                untold=self._writer.others_untold,
+                lost=self._writer.lost,
                 schema_version=1,
                 server="memory",
             )
@@ -353,6 +355,11 @@ class MemoryArchive:
             numbers[log_uuid] = number
             return number
 
+    def announce(self, *, untold: bool) -> None:
+        """Say whether something archived could not be told."""
+        with self._rows.lock:
+            self._writer.announce(untold=untold)
+
     def ping(self) -> float:
         """Return 0: no way to go."""
         return 0.0
@@ -363,7 +370,6 @@ class MemoryArchive:
             "corrupt": 0,
             "rows": len(self._rows.by_id),
             "batches": self._batches,
-            "fleet_epoch": self._writer.fleet_epoch,
         }
 
     def close(self) -> None:

@@ -183,6 +183,10 @@ class FlakyStore:
         """As `ports.ArchiveStore.claim_number`."""
         return int(self._call("claim_number", log_uuid, wanted))
 
+    def announce(self, *, untold: bool) -> None:
+        """As `ports.ArchiveStore.announce`."""
+        self._call("announce", untold=untold)
+
     def info(self) -> Any:
         """As `ports.ArchiveStore.info`."""
         return self._call("info")

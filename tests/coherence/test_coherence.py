@@ -315,6 +315,86 @@ def test_what_an_engine_took_to_its_grave_is_seen_once_it_is_found_dead(
     assert [id for _, id, _ in all_of_them.feed.told] == ["x"]  # the first word was the last
 
 
+@pytest.mark.parametrize("names", [("a", "b"), ("a", "b", "c")], ids=["two", "three"])
+def test_what_an_engine_cannot_tell_is_seen_while_it_is_cut_off(
+    fleet: MakeFleet, names: tuple[str, ...]
+) -> None:
+    """It reaches the archive and nothing else: neither L1 nor L2 of the others may hide it."""
+    all_of_them = agreed(fleet, *names)
+    others = names[1:]
+    all_of_them.feeds["a"].down_for_telling = all_of_them.l2["a"].down = True
+    all_of_them["a"].submit("x", b"2")
+    all_of_them.settle(1.5 * LEASE_TTL_S)
+    assert all_of_them.cache.snapshot()["x"].content == b"1"
+    assert {all_of_them.content(name, "x") for name in others} == {b"2"}
+
+    all_of_them["a"].submit("x", b"3")  # that it is cut off is known by now
+    all_of_them.settle()
+    assert {all_of_them.content(name, "x") for name in others} == {b"3"}
+    assert {all_of_them[name].stats()["coherence"]["sight"] for name in others} == {"archive"}
+    assert all(all_of_them[name].health().degraded for name in others)
+
+    all_of_them.feeds["a"].down_for_telling = all_of_them.l2["a"].down = False
+    all_of_them.settle(30.0)
+    assert {all_of_them[name].stats()["coherence"]["sight"] for name in others} == {"feed"}
+    assert {all_of_them[name].health().degraded for name in others} == {()}
+    all_of_them["a"].submit("x", b"4")
+    all_of_them.settle()
+    assert {all_of_them.content(name, "x") for name in others} == {b"4"}
+    assert all(warm(all_of_them, name, "x") for name in others)
+
+
+def test_an_answer_of_l2_that_the_archive_does_not_have_yet_counts_while_somebody_is_cut_off(
+    fleet: MakeFleet,
+) -> None:
+    three = agreed(fleet, "a", "b", "c")
+    three.feeds["a"].down_for_telling = True
+    three["a"].submit("other", b"1")
+    three.settle(1.5 * LEASE_TTL_S)
+    three["c"].pause("l3")
+    three["c"].submit("x", b"2")
+    three.settle()
+    assert three.archive.get_many(["x"])["x"].content == b"1"
+    assert three.content("b", "x") == b"2"
+
+    three.l3["b"].down = True
+    three.settle(1.0)
+    assert not warm(three, "b", "x")
+    assert three.content("b", "x") == b"2"  # better than nothing
+
+
+def test_an_engine_that_closes_without_its_last_word_leaves_it_with_the_archive(
+    fleet: MakeFleet,
+) -> None:
+    three = agreed(fleet, "a", "b", "c")
+    three.feeds["a"].down_for_telling = True
+    three["a"].submit("x", b"2")
+    three.engines.pop("a").close(5)
+    three.settle(1.5)
+    assert {three.content(name, "x") for name in ("b", "c")} == {b"2"}
+    three.settle(1.5)
+    assert {three[name].stats()["coherence"]["sight"] for name in ("b", "c")} == {"feed"}
+
+
+def test_a_writer_that_has_no_feed_is_noticed_by_those_that_have_one(fleet: MakeFleet) -> None:
+    """As a command that is given the archive alone."""
+    both = agreed(fleet)
+    both.with_feed = False
+    both.open("c")
+    both["c"].submit("x", b"2")
+    both.settle(1.5 * LEASE_TTL_S)
+    assert both.content("b", "x") == b"2"
+    both["c"].submit("x", b"3")
+    both.settle()
+    assert both.content("b", "x") == b"3"
+
+    both["c"].submit("x", b"4")
+    both.engines.pop("c").close(5)
+    both.settle(1.5)
+    assert both.content("b", "x") == b"4"
+    assert both["b"].stats()["coherence"]["sight"] == "feed"
+
+
 def test_a_passive_engine_looks_and_tells_nothing(fleet: MakeFleet, tmp_path: Path) -> None:
     from sync_engine import SyncEngine
     from sync_engine.config import SyncEngineConfig

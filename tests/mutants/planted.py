@@ -38,6 +38,7 @@ class Mutant:
 
 
 ORDER = "tests/scenarios/test_order_of_lines.py"
+COHERENCE = "tests/coherence/test_coherence.py"
 LOG = "tests/wal/test_log.py"
 CONTRACT = "tests/wal/test_log_contract.py::TestWriteAheadLog"
 PASSIVE = "tests/scenarios/test_passive.py"
@@ -315,6 +316,41 @@ MUTANTS = (
         "pass",
         (f"{ORDER}::test_l2_is_not_read_before_its_keys_are_abandoned_even_over_a_crash",
          f"{ORDER}::test_a_write_while_l2_was_not_configured_is_not_hidden_by_what_l2_kept"),
+    ),
+    Mutant(
+        "an engine that is cut off from the feed says nothing",
+        "flow/keeper.py",
+        "                self._announce()\n",
+        "",
+        (f"{COHERENCE}::test_what_an_engine_cannot_tell_is_seen_while_it_is_cut_off",),
+    ),
+    Mutant(
+        "an engine leaves nothing behind where its last word was not heard",
+        "flow/keeper.py",
+        "self._say(untold=self._untold.at_the_end())",
+        "pass",
+        (f"{COHERENCE}::test_an_engine_that_closes_without_its_last_word_leaves_it_with_the_archive",),
+    ),
+    Mutant(
+        "L2 is believed while a writer cannot reach it",
+        "flow/coherence.py",
+        "self._reader.l2_doubted = self._left_in_the_dark",
+        "self._reader.l2_doubted = False",
+        (f"{COHERENCE}::test_what_an_engine_cannot_tell_is_seen_while_it_is_cut_off",),
+    ),
+    Mutant(
+        "an older row of the archive hides what L2 has already",
+        "flow/reader.py",
+        "            if change.version > found[change_id].version:\n",
+        "            if False:\n",
+        (f"{COHERENCE}::test_an_answer_of_l2_that_the_archive_does_not_have_yet_counts_while_somebody_is_cut_off",),
+    ),
+    Mutant(
+        "a writer that leaves with something untold is not counted",
+        "stores/sql/lease.py",
+        "                if self._untold:\n",
+        "                if False:\n",
+        ("tests/stores/test_sql_lease.py", "tests/stores/test_sql.py"),
     ),
     Mutant(
         "the lease is counted from the answer on",

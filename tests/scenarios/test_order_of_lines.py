@@ -279,7 +279,7 @@ def test_the_lease_is_counted_from_before_it_was_asked_for(place: Place) -> None
     place.run("keeper")
     assert house(engine).keeper.covered()
     place.clock.advance(LEASE_S / 2)
-    place.l3.latency_s = LEASE_S / 4  # to ask for the lease, and to claim the number
+    place.l3.latency_s = LEASE_S / 2
     place.runtime.step("keeper")
     place.l3.latency_s = 0.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -155,14 +156,7 @@ def test_health_says_why_a_tier_was_never_attached(tmp_path: Path) -> None:
 def test_what_weakens_the_archives_promise_is_told_by_health(tmp_path: Path) -> None:
     class Weak(MemoryArchive):
         def info(self) -> ArchiveInfo:
-            return ArchiveInfo(
-                uuid="u",
-                generation=0,
-                others=0,
-                schema_version=1,
-                server="weak",
-                warnings=("fsync is off",),
-            )
+            return dataclasses.replace(super().info(), warnings=("fsync is off",))
 
     stores = Stores(None, Weak(clock=SystemClock()))
     with SyncEngine(SyncEngineConfig(data_dir=tmp_path), stores=stores) as engine:

@@ -18,8 +18,11 @@ kinds of facts, all in the archive itself, make that provable without comparing 
 A writer's row that stays unchanged for its duration is dead: who asks for the lease then removes
 the row, which fences that writer for ever, and may become the sole writer. The epoch changes
 whenever the lease changes hands or was given up, so a holder that gets the same epoch again knows
-that nobody wrote in between. It changes, too, when a dead writer is removed: whoever is left
-learns from it at the next visit that somebody died, who may have written what he told nobody.
+that nobody wrote in between.
+
+Writers tell each other on a feed what they wrote. For what the feed cannot carry there are two
+facts here: a row's `untold`, while its writer cannot reach the feed; and `lost`, which counts the
+writers that died, or left, and may have written what they told nobody.
 
 What is assumed: monotonic clocks of two hosts run at the same rate, and go on while a process is
 frozen. A clock that stops with its (virtual) machine breaks the holder's count.
@@ -41,7 +44,7 @@ from sync_engine.stores.sql.dialect import Connection, Dialect
 from sync_engine.stores.sql.errors import STORE
 from sync_engine.stores.sql.numbers import claim
 
-__all__ = ["GENERATION", "NotAdmitted", "Writers"]
+__all__ = ["GENERATION", "Look", "NotAdmitted", "Writers"]
 
 GENERATION = (
     "SELECT uuid, retired + (SELECT COALESCE(SUM(generation), 0) FROM {w}), schema_version"
@@ -49,16 +52,18 @@ GENERATION = (
 )
 _ALL_AND_OTHERS = (
     "SELECT uuid, retired + (SELECT COALESCE(SUM(generation), 0) FROM {w}), schema_version,"
-    " retired + (SELECT COALESCE(SUM(generation), 0) FROM {w} WHERE writer <> ?k)"
+    " retired + (SELECT COALESCE(SUM(generation), 0) FROM {w} WHERE writer <> ?k),"
+    " (SELECT COUNT(*) FROM {w} WHERE writer <> ?k AND untold = 1), lost"
     " FROM {m} WHERE id = 1"
 )
 _FENCE = "UPDATE {w} SET generation = generation + 1 WHERE writer = ?k AND admitted = 1"
 _TOUCH = "UPDATE {w} SET beat = beat + 1 WHERE writer = ?k AND admitted = 1"
 _SIGN = "UPDATE {w} SET beat = beat + 1 WHERE writer = ?k"
 _BEAT = "UPDATE {w} SET beat = beat + 1, ttl_ms = ?, owner = ?k, admitted = ? WHERE writer = ?k"
+_ANNOUNCE = "UPDATE {w} SET beat = beat + 1, untold = ? WHERE writer = ?k"
 _REGISTER = (
-    "INSERT INTO {w} (writer, owner, admitted, generation, beat, ttl_ms)"
-    " VALUES (?k, ?k, ?, 0, 0, ?)"
+    "INSERT INTO {w} (writer, owner, admitted, generation, beat, ttl_ms, untold)"
+    " VALUES (?k, ?k, ?, 0, 0, ?, ?)"
 )
 # An update where a lock would do: databases of several primaries notice its conflicts at commit.
 _VISIT = "UPDATE {m} SET visits = visits + 1 WHERE id = 1"
@@ -68,6 +73,7 @@ _READ_WRITERS = "SELECT writer, owner, admitted, generation, beat, ttl_ms FROM {
 _LOCK_WRITER = "SELECT generation, beat FROM {w} WHERE writer = ?k{lock}"
 _REMOVE = "DELETE FROM {w} WHERE writer = ?k"
 _RETIRE = "UPDATE {m} SET retired = retired + ? WHERE id = 1"
+_LOSE = "UPDATE {m} SET lost = lost + ? WHERE id = 1"
 _NOBODY = b""
 
 
@@ -85,6 +91,18 @@ class NotAdmitted(StoreBusy):
             f" or is passed over in {retry_after_s:.1f} s",
             retry_after_s,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What an archive and its writers say at one moment; see `ports.ArchiveInfo`."""
+
+    uuid: str
+    generation: int
+    schema_version: int
+    others: int
+    untold: int
+    lost: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +176,9 @@ class Writers:
         self._data_version: tuple[int, int] | None = None
         self._foreign = False
         self._told = False  # that the lease is lost, while the archive still has it as ours
+        self._untold = False
         self.foreign_writes = 0
         self.epoch = 0
-        self.fleet_epoch = 0  # of the lease, whoever holds it, when it was last looked at
 
     @property
     def admitted(self) -> bool:
@@ -197,14 +215,14 @@ class Writers:
         self._admitted = False
         return False
 
-    def counts(self, connection: Connection) -> tuple[str, int, int, int]:
-        """Return the archive's uuid, generation and schema version, and the others' batches.
+    def look(self, connection: Connection) -> Look:
+        """Return what the archive and its writers say, all at one moment.
 
-        At one moment: what is read apart may miss a batch that another engine wrote in between.
+        What is read apart may miss a batch that another engine wrote in between.
         """
-        ((archive, *numbers),) = self._dialect.query(connection, _ALL_AND_OTHERS, (self._me,))
-        generation, version, others = map(int, numbers)
-        return bytes(archive).decode(), generation, version, others
+        me = self._me
+        ((archive, *numbers),) = self._dialect.query(connection, _ALL_AND_OTHERS, (me, me))
+        return Look(bytes(archive).decode(), *map(int, numbers))
 
     def lease(self, owner: str, ttl_s: float, *, steal: bool) -> int:
         """Acquire or renew the lease; return its epoch, or 0 where it is not held."""
@@ -239,19 +257,35 @@ class Writers:
             with self._dialect.writing() as (connection, _):
                 self._lock_lease(connection)  # no one decides meanwhile
                 self._remove(connection, me, None)
+                if self._untold:
+                    self._dialect.execute(connection, _LOSE, (1,))
 
     def claim_number(self, log: str, wanted: int) -> int:
         """Return the engine number that is a log's alone; see `ports.ArchiveStore.claim_number`."""
         with self._visiting, self._dialect.writing() as (connection, _):
             self._notice_foreign(connection)
             self._lock_lease(connection)  # no one else chooses meanwhile
-            # Without a sign others would take this for the commit of something that is no engine.
-            if self._dialect.execute(connection, _SIGN, (self._me,)) == 0:
-                self._admitted = False
-                self._register(connection, admitted=False, known=False)
+            self._sign(connection, _SIGN, (self._me,))
             number = claim(self._dialect, connection, log, wanted)
             self._remember(connection)
             return number
+
+    def announce(self, *, untold: bool) -> None:
+        """Say whether something archived could not be told; see `ports.ArchiveStore.announce`."""
+        with self._visiting, self._dialect.writing() as (connection, _):
+            self._untold = untold
+            self._notice_foreign(connection)
+            self._sign(connection, _ANNOUNCE, (int(untold), self._me))
+            self._remember(connection)
+
+    def _sign(self, connection: Connection, statement: str, args: tuple[Any, ...]) -> None:
+        """Give a sign of life with a statement on our row, or register.
+
+        Without it others would take this commit for that of something that is no engine.
+        """
+        if self._dialect.execute(connection, statement, args) == 0:
+            self._admitted = False
+            self._register(connection, admitted=False, known=False)
 
     # -- one visit --------------------------------------------------------------------------------
 
@@ -293,8 +327,10 @@ class Writers:
             dead = [name for name in dead if self._remove(connection, name, writers[name])]
         else:
             dead = []
-        if dead and len(dead) < len(writers):  # who becomes the only one takes a new epoch anyway
-            lease = self._set_lease(connection, lease, changed=True)
+        # What our own past left untold is in our log; nobody may ever open that of another.
+        lost = sum(writers[name].owner != self._owner for name in dead)
+        if lost:
+            self._dialect.execute(connection, _LOSE, (lost,))
         self._register(connection, admitted=admitted, known=mine is not None)
         if not admitted:
             return _Outcome(admitted=False, epoch=0, wait_s=max(0.0, wait_s))
@@ -321,7 +357,7 @@ class Writers:
             args: tuple[Any, ...] = (self._ttl_ms, self._owner, int(admitted), self._me)
             self._dialect.execute(connection, _BEAT, args)
             return
-        args = (self._me, self._owner, int(admitted), self._ttl_ms)
+        args = (self._me, self._owner, int(admitted), self._ttl_ms, int(self._untold))
         self._dialect.execute(connection, _REGISTER, args)
 
     def _remove(self, connection: Connection, name: bytes, seen: _Writer | None) -> bool:
@@ -348,7 +384,6 @@ class Writers:
 
     def _read_lease(self, connection: Connection) -> _Lease:
         ((holder, epoch, beat, ttl_ms),) = self._dialect.query(connection, _READ_LEASE)
-        self.fleet_epoch = epoch
         return _Lease(bytes(holder), epoch, beat, ttl_ms)
 
     def _set_lease(self, connection: Connection, lease: _Lease, *, changed: bool) -> _Lease:
@@ -356,7 +391,6 @@ class Writers:
             lease = replace(lease, epoch=lease.epoch + 1)
         args = (lease.holder, lease.epoch, lease.beat, lease.ttl_ms)
         self._dialect.execute(connection, _SET_LEASE, args)
-        self.fleet_epoch = lease.epoch
         return lease
 
     def _read_writers(self, connection: Connection) -> dict[bytes, _Writer]:

@@ -31,12 +31,13 @@ _BYTEWISE = {"sqlite": {"TEXT"}, "mysql": {"VARBINARY", "BINARY"}, "postgres": {
 
 _META_COLUMNS = (
     "id", "schema_version", "uuid", "retired", "holder", "epoch", "beat", "ttl_ms", "visits",
+    "lost",
 )  # fmt: skip
 _BLOCK_COLUMNS = ("low", "live", "dead", *(f"{kind}{n}" for kind in "ld" for n in range(4)))
 _DELTA_COLUMNS = ("seq", "legs", "body")
 _STATE_COLUMNS = ("id", "parted_by", "built", "folds", "frontier")
 _NUMBER_COLUMNS = ("number", "log", "seen")
-_WRITER_COLUMNS = ("writer", "owner", "admitted", "generation", "beat", "ttl_ms")
+_WRITER_COLUMNS = ("writer", "owner", "admitted", "generation", "beat", "ttl_ms", "untold")
 
 
 def check_table_name(table: str) -> str:
@@ -80,11 +81,12 @@ def _version_1(dialect: Dialect) -> list[str]:
         f"  schema_version {number} NOT NULL,\n  uuid {label} NOT NULL,\n"
         f"  retired {number} NOT NULL,\n  holder {label} NOT NULL,\n"
         f"  epoch {number} NOT NULL,\n  beat {number} NOT NULL,\n"
-        f"  ttl_ms {number} NOT NULL,\n  visits {number} NOT NULL\n){suffix}",
+        f"  ttl_ms {number} NOT NULL,\n  visits {number} NOT NULL,\n"
+        f"  lost {number} NOT NULL\n){suffix}",
         f"CREATE TABLE IF NOT EXISTS {names['w']} (\n  writer {label} NOT NULL PRIMARY KEY,\n"
         f"  owner {key} NOT NULL,\n  admitted {small} NOT NULL,\n"
         f"  generation {number} NOT NULL,\n  beat {number} NOT NULL,\n"
-        f"  ttl_ms {number} NOT NULL\n){suffix}",
+        f"  ttl_ms {number} NOT NULL,\n  untold {small} NOT NULL\n){suffix}",
         f"CREATE TABLE IF NOT EXISTS {names['t']} (\n  id {key} NOT NULL PRIMARY KEY,\n"
         f"  version {number} NOT NULL,\n  tombstone {number} NOT NULL,\n"
         f"  content_type {small} NOT NULL,\n  routes {small} NOT NULL,\n"
@@ -143,7 +145,7 @@ def _insert_once(dialect: Dialect, table: str, key: str, columns: Sequence[str],
 def _first_row(dialect: Dialect) -> str:
     """Return the statement that names the archive; the first one to run it wins."""
     row = f"1, {SCHEMA_VERSION}, {_label(dialect, str(uuid.uuid4()))}, 0, {_label(dialect, '')}"
-    return _insert_once(dialect, "m", "id", _META_COLUMNS, f"{row}, 1, 0, 0, 0")
+    return _insert_once(dialect, "m", "id", _META_COLUMNS, f"{row}, 1, 0, 0, 0, 0")
 
 
 def _label(dialect: Dialect, text: str) -> str:

@@ -148,12 +148,14 @@ class SqlArchive:
             return self._info(connection)
 
     def _info(self, connection: Connection) -> ArchiveInfo:
-        uuid, generation, version, others = self._writers.counts(connection)
+        look = self._writers.look(connection)
         return ArchiveInfo(
-            uuid=uuid,
-            generation=generation,
-            others=others,
-            schema_version=version,
+            uuid=look.uuid,
+            generation=look.generation,
+            others=look.others,
+            untold=look.untold,
+            lost=look.lost,
+            schema_version=look.schema_version,
             server=self._dialect.server(connection),
             warnings=self._dialect.warnings(connection),
         )
@@ -176,15 +178,13 @@ class SqlArchive:
         calls, ``fenced`` batches (this engine's registration was gone), ``races`` with other
         engines for a new id (such a batch is written again), ``purged`` tombstones,
         ``foreign_writes`` (commits to an SQLite file by something that is no engine), ``admitted``
-        (0 or 1), ``lease_epoch`` (0: not held), ``fleet_epoch`` (another number once the lease
-        changed hands, or a dead writer was removed; 0: never looked).
+        (0 or 1), ``lease_epoch`` (0: not held).
         """
         return {
             **self._counters,
             "foreign_writes": self._writers.foreign_writes,
             "admitted": int(self._writers.admitted),
             "lease_epoch": self._writers.epoch,
-            "fleet_epoch": self._writers.fleet_epoch,
         }
 
     # -- writing ----------------------------------------------------------------------------------
@@ -399,6 +399,17 @@ class SqlArchive:
         """
         with self._call("claim_number"):
             return self._writers.claim_number(log_uuid, wanted)
+
+    def announce(self, *, untold: bool) -> None:
+        """Say to the others whether something archived could not be told on the feed.
+
+        It holds until it is taken back, and is counted as lost where `close` leaves it standing.
+
+        Raises:
+            StoreUnavailable: Try again later.
+        """
+        with self._call("announce"):
+            self._writers.announce(untold=untold)
 
     # -- every call -------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -155,36 +155,96 @@ class SoleWriterContract(_TwoEngines):
         assert again
         assert again != epoch
 
-    def test_a_death_is_known_to_all_who_are_left(
-        self, make_archive: MakeArchive, clock: ManualClock
-    ) -> None:
-        """The dead may have written what they told nobody."""
+    @pytest.fixture
+    def three(self, make_archive: MakeArchive) -> Iterator[list[ArchiveStore]]:
+        """Three writers, none of whom holds the lease."""
         stores = [make_archive() for _ in range(3)]
         for store in stores:
             store.attach()
-
-        def visit(*living: ArchiveStore) -> list[float]:
-            for store in living:
-                store.lease(f"owner-{stores.index(store)}", self.TTL_S)
-            return [store.stats()["fleet_epoch"] for store in living]
-
         for _ in range(4):  # until the first one has given way, and all are writers
-            visit(*stores)
-        dead, *living = stores
-        dead.apply([put("a", 1)])  # the last that is heard of it
-        known = visit(*living)
-        clock.advance(self.TTL_S / 2)
-        assert visit(*living) == known
-
-        clock.advance(self.TTL_S / 2)
-        visit(*living)
-        told = visit(*living)
-        assert all(now != before for now, before in zip(told, known, strict=True))
-
-        clock.advance(self.TTL_S / 2)
-        assert visit(*living) == told  # once for each death
+            self._visit(stores)
+        yield stores
         for store in stores:
             store.close()
+
+    def _visit(self, stores: Sequence[ArchiveStore]) -> None:
+        for number, store in enumerate(stores):
+            store.lease(f"owner-{number}", self.TTL_S)
+
+    def test_a_death_is_known_to_all_who_are_left(
+        self, three: list[ArchiveStore], clock: ManualClock
+    ) -> None:
+        """The dead may have written what they told nobody."""
+        *living, dead = three
+        dead.apply([put("a", 1)])  # the last that is heard of it
+        self._visit(living)
+        clock.advance(self.TTL_S / 2)
+        self._visit(living)
+        assert [store.info().lost for store in living] == [0, 0]
+
+        clock.advance(self.TTL_S / 2)
+        self._visit(living)
+        assert [store.info().lost for store in living] == [1, 1]
+
+        clock.advance(self.TTL_S / 2)
+        self._visit(living)
+        assert [store.info().lost for store in living] == [1, 1]  # once for each death
+
+    def test_who_comes_back_has_lost_nothing(
+        self, make_archive: MakeArchive, clock: ManualClock
+    ) -> None:
+        """What the earlier process left untold is in its log, which the next one has."""
+        earlier, other, later = make_archive(), make_archive(), make_archive()
+        for store in (earlier, other, later):
+            store.attach()
+        earlier.lease("one", self.TTL_S, steal=True)
+        earlier.announce(untold=True)
+        later.lease("one", self.TTL_S, steal=True)
+        assert other.info().lost == 0
+        assert other.info().untold == 0
+        later.close()
+        other.close()
+        earlier.close()
+
+    def test_what_a_writer_could_not_tell_is_known_to_the_others_until_it_could(
+        self, three: list[ArchiveStore]
+    ) -> None:
+        first, second, third = three
+        first.announce(untold=True)
+        assert [store.info().untold for store in three] == [0, 1, 1]
+        second.announce(untold=True)
+        self._visit(three)
+        assert [store.info().untold for store in three] == [1, 1, 2]
+
+        first.announce(untold=False)
+        second.announce(untold=False)
+        assert [store.info().untold for store in three] == [0, 0, 0]
+        first.close()
+        assert third.info().lost == 0
+
+    def test_who_leaves_with_something_untold_is_counted_as_lost(
+        self, three: list[ArchiveStore]
+    ) -> None:
+        first, second, third = three
+        first.apply([put("a", 1)])
+        first.announce(untold=True)
+        first.close()
+        assert [store.info().untold for store in (second, third)] == [0, 0]
+        assert [store.info().lost for store in (second, third)] == [1, 1]
+
+    def test_the_announcement_of_one_who_is_no_writer_yet_stands(
+        self, make_archive: MakeArchive
+    ) -> None:
+        first, second = make_archive(), make_archive()
+        first.attach()
+        second.attach()
+        first.announce(untold=True)
+        assert second.info().untold == 1
+        first.apply([put("a", 1)])
+        assert second.info().untold == 1
+        first.close()
+        assert second.info().lost == 1
+        second.close()
 
     def test_a_reader_disturbs_nobody(self, two: tuple[ArchiveStore, ArchiveStore]) -> None:
         """Who only reads does not register."""
