@@ -88,6 +88,7 @@ class Face:
         self._pid = os.getpid()
         self._overlay = house.log.overlay
         self._near = house.log.overlay.entries.get
+        self._superseded = house.reader.superseded
         self._l1_get = house.l1.get
         self._now_ms = house.clock.now_ms
         self._has_l2 = house.l2 is not None

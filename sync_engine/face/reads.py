@@ -51,8 +51,11 @@ class Reads(Face):
         if self._state is not _RUNNING:
             raise self._closed()
         change = self._near(id)
-        if change is None and not self._overlay.has_pinned:
-            change = self._l1_get(id)
+        if change is None:
+            if not self._overlay.has_pinned:
+                change = self._l1_get(id)
+        elif self._superseded(change):
+            change = None
         if type(change) is not Change:
             return self._get_far(check_id(id), stale_if_error)
         if change.expires_at_ms and change.expired(self._now_ms()):

@@ -150,8 +150,12 @@ class Coherence:
 
     The archive is also looked at, once a second, for those whom the feed does not know. A writer
     that cannot reach the feed says so there (`ArchiveInfo.untold`): until it can, this engine goes
-    by the archive, and holds L2 against it. A writer that died, or left, before its last word
-    (`ArchiveInfo.lost`) is reason to empty L1.
+    by the archive. A writer that died, or left, before its last word (`ArchiveInfo.lost`) is reason
+    to empty L1.
+
+    L2 may lag behind the archive. An older answer of it is known by what was heard; so while words
+    may have been missed, it is held against the archive: until the feed has been heard for
+    `settle_s`, and no writer says that L2 lacks what it archived (`ArchiveInfo.uncached`).
 
     Owned by one job; `sight`, `error` and `stats` may be read from any thread.
 
@@ -169,6 +173,7 @@ class Coherence:
         metrics: Where meters are kept.
         runtime: Clock, randomness.
         retry: Pauses after failures.
+        settle_s: Seconds after which every writer has said how it stands.
     """
 
     JOB = "coherence"
@@ -189,12 +194,17 @@ class Coherence:
         metrics: Metrics,
         runtime: Runtime,
         retry: RetryConfig,
+        settle_s: float,
     ) -> None:
         self._feed = feed
+        self._settle_s = settle_s
+        self._heard_since = math.inf
+        self._missed_words = feed is not None
         self._is_own = is_own
         self._gate = gate
         self._heard = heard
         self._reader = reader
+        reader.l2_doubted = self._missed_words
         self._stale = stale
         self._filters = filters
         self._archive = archive
@@ -206,7 +216,7 @@ class Coherence:
         self._poll_at = -math.inf
         self._others: int | None = None
         self._others_noticed = False
-        self._watch_at = -math.inf
+        self._watched_at = -math.inf
         self._lost_writers: int | None = None
         self._left_in_the_dark = False
         self.sight = Sight.NONE
@@ -230,8 +240,10 @@ class Coherence:
 
     def step(self) -> float:
         """Listen for a moment, or look at the archive; return the seconds to wait."""
-        if self._feed is not None and self._clock.monotonic() >= self._watch_at:
-            self._watch()
+        if self._feed is not None:
+            if self._clock.monotonic() - self._watched_at >= _WATCH_S:
+                self._watch()
+            self._reader.l2_doubted = self._missed_words and not self._alone()
         feed = None if self._left_in_the_dark else self._feed
         if feed is not None and self._clock.monotonic() >= self._listen_at:
             try:
@@ -247,6 +259,7 @@ class Coherence:
         if self.sight is not Sight.FEED:
             feed.attach()
             feed.seek_end()
+            self._heard_since = self._clock.monotonic()
             self._see(Sight.FEED)  # from here on, nothing is missed
             self._backoff.succeeded()
             self.error = ""
@@ -272,13 +285,14 @@ class Coherence:
 
     def _watch(self) -> None:
         """Look for writers that cannot tell what they write, or never will."""
-        self._watch_at = self._clock.monotonic() + _WATCH_S
+        self._watched_at = self._clock.monotonic()
         try:
             info = self._info()
         except StorageError:
             return  # who cannot be asked takes no writes that we could miss
         dark, self._left_in_the_dark = self._left_in_the_dark, info.untold > 0
-        self._reader.l2_doubted = self._left_in_the_dark
+        if self._heard_since + self._settle_s <= self._watched_at and not info.uncached:
+            self._missed_words = False
         if self._left_in_the_dark and not dark:
             self._others_noticed = True
             self._go_blind("untold")
@@ -305,6 +319,8 @@ class Coherence:
 
     def _go_blind(self, why: str) -> None:
         self.sight = Sight.NONE
+        self._heard_since = math.inf
+        self._missed_words = self._reader.l2_doubted = True
         self._others = None
         self._poll_at = -math.inf
         if self._others_noticed and not self._alone():

@@ -1,4 +1,7 @@
-"""Upkeep of what the archive knows of this engine: lease, number, words untold; and of the filter."""
+"""Upkeep of what the archive knows of this engine, and of the filter.
+
+The lease, the log's number, how this engine stands towards the others, tombstones.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ from collections.abc import Callable, Iterable
 from sync_engine.core.filters import FilterManager, Warmup
 from sync_engine.core.version import version_of_ms
 from sync_engine.errors import StorageError, StoreUnavailable
+from sync_engine.flow.standing import OwnStanding
 from sync_engine.flow.tier import Tier
-from sync_engine.flow.untold import Untold
-from sync_engine.ports import ArchiveStore, Runtime
+from sync_engine.ports import ArchiveStore, Runtime, Standing
 from sync_engine.telemetry import get_logger
 
 __all__ = ["Keeper"]
@@ -50,7 +53,7 @@ class Keeper:
         enabled: bool,
         settled: Callable[[], bool] = lambda: True,
         claim_number: Callable[[Callable[[str, int], int]], None] = lambda _: None,
-        untold: Untold | None = None,
+        standing: OwnStanding | None = None,
     ) -> None:
         self._l3 = l3
         self._filters = filters
@@ -65,8 +68,8 @@ class Keeper:
         self._settled = settled
         self._claim_number = claim_number
         self._claim_at = -math.inf
-        self._untold = untold
-        self._announced = False
+        self._standing = standing
+        self._announced = Standing.SEEN
         self._giving_up = False
         self._asked = False
         self._epoch = -1  # our log is locked: no other process alive bears our name
@@ -132,14 +135,14 @@ class Keeper:
             self._claim_at = now + _CLAIM_EVERY_S
 
     def _announce(self) -> None:
-        if self._untold is not None:
-            self._say(untold=self._untold.look())
+        if self._standing is not None:
+            self._say(self._standing.look())
 
-    def _say(self, *, untold: bool) -> None:
-        if untold != self._announced:
-            self._l3.call("announce", self._l3.store.announce, untold=untold)
-            self._announced = untold
-            _log.info("untold" if untold else "told")
+    def _say(self, standing: Standing) -> None:
+        if standing is not self._announced:
+            self._l3.call("announce", self._l3.store.announce, standing)
+            self._announced = standing
+            _log.info("announced", standing=standing.name.lower())
 
     def _number(self, log_uuid: str, wanted: int) -> int:
         return self._l3.call("claim_number", self._l3.store.claim_number, log_uuid, wanted)
@@ -208,8 +211,8 @@ class Keeper:
         self._lease_until = -math.inf
         if self._l3.attached and self._asked:
             try:
-                if self._untold is not None:
-                    self._say(untold=self._untold.at_the_end())
+                if self._standing is not None:
+                    self._say(self._standing.at_the_end())
                 self._l3.call("release_lease", self._l3.store.release_lease, self._owner)
             except StorageError as exc:
                 _log.info("lease_left_to_run_out", error=exc)

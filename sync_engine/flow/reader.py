@@ -26,6 +26,13 @@ _FILLS_MAX = 10_000
 _L2 = int(Route.L2)  # a plain number: flags are slow on hot paths
 
 
+def _newer(one: Change | None, other: Change | None) -> Change | None:
+    """Return the newer of two changes, of equals the first."""
+    if one is None or (other is not None and other.version > one.version):
+        return other
+    return one
+
+
 class _Flight:
     """One question to the tiers, and everybody who waits for its answer."""
 
@@ -42,8 +49,8 @@ class Reader:
     """Finds the newest change of an id.
 
     Attributes:
-        l2_doubted: Whether an engine writes to the archive what it can bring neither to L2 nor to
-            our ears. The archive is asked as well then, and the larger version is the answer.
+        l2_doubted: Whether L2 may hold older values than the archive of which nobody told us. The
+            archive is asked as well then, and the larger version is the answer.
 
     Thread-safety: all methods. Blocking: only what neither overlay nor L1 can answer touches the
     network, within the tiers' time budgets.
@@ -107,13 +114,24 @@ class Reader:
     def near(self, change_id: str) -> Change | None:
         """Return what overlay or L1 know of an id, tombstones included; None is "not known here".
 
-        Never touches the network; reads the log file where the overlay left the bytes to it.
+        Never touches the network; reads the log file where the overlay left the bytes to it. An own
+        change that others have, or may have, replaced in the archive is no answer: it waits in the
+        overlay for an L2 that is away.
         """
         change = self._pending(change_id)
-        if change is not None:
+        if change is None:
+            return self._l1.get(change_id)
+        if not self.superseded(change):
             self._hits["overlay"].inc()
             return change
-        return self._l1.get(change_id)
+        held = self._l1.get(change_id)
+        return held if held is not None and held.version > change.version else None
+
+    def superseded(self, own: Change | int) -> bool:
+        """Tell whether others replaced an entry of the overlay in the archive, or may have."""
+        if self.l2_doubted:
+            return True
+        return type(own) is Change and own.version < self._heard.version(own.id)
 
     def get(self, change_id: str) -> Change | None:
         """Return the newest change of an id; None where it has none, is deleted, or expired.
@@ -195,7 +213,7 @@ class Reader:
                 raise StoreUnavailable("engine", "get", f"no answer within {self._timeout_s} s")
             if flight.error is not None:
                 raise flight.error
-            answer = self._pending(change_id) or flight.answer
+            answer = _newer(self._pending(change_id), flight.answer)
             if answer is not None:
                 found[change_id] = answer
         return found
@@ -223,13 +241,13 @@ class Reader:
         # in the overlay now, or has been archived and is found below.
         found: dict[str, Change] = {}
         for change_id in flights:
-            change = self._pending(change_id) or self._l1.get(change_id)
+            change = self.near(change_id)
             if change is not None:
                 found[change_id] = change
         missing = [change_id for change_id in flights if change_id not in found]
         if missing:
             self._ask_l2(missing, found, flights)
-            doubtful = [i for i in missing if i in found] if self.l2_doubted else []
+            doubtful = [change_id for change_id in missing if self._doubts(change_id, found)]
             missing = [change_id for change_id in missing if change_id not in found]
             if doubtful:
                 self._ask_again(doubtful, found, flights)
@@ -237,10 +255,22 @@ class Reader:
             self._ask_l3(missing, found, flights)
         for change_id, flight in flights.items():
             if flight.overtaken:
-                newer = self._pending(change_id)
-                if newer is not None:
-                    found[change_id] = newer
+                newest = _newer(self._pending(change_id), found.get(change_id))
+                if newest is not None:
+                    found[change_id] = newest
         return found
+
+    def _doubts(self, change_id: str, found: dict[str, Change]) -> bool:
+        """Take the newer of an own change and L2's answer; tell whether the archive may know more.
+
+        An own change is only still here if it may be old.
+        """
+        own = self._pending(change_id)
+        newest = _newer(own, found.get(change_id))
+        if newest is None:
+            return False
+        found[change_id] = newest
+        return own is not None or self.l2_doubted
 
     def _ask_l2(
         self, ids: Sequence[str], found: dict[str, Change], flights: dict[str, _Flight]
@@ -264,7 +294,8 @@ class Reader:
                 found[change_id] = change
                 self._hits["l2"].inc()
                 self._observe_version(change.version)
-                self._fill_l1(change, flights[change_id])
+                if not self.l2_doubted:
+                    self._fill_l1(change, flights[change_id])
 
     def _ask_l3(
         self, ids: Sequence[str], found: dict[str, Change], flights: dict[str, _Flight]
@@ -290,13 +321,21 @@ class Reader:
     def _ask_again(
         self, ids: Sequence[str], found: dict[str, Change], flights: dict[str, _Flight]
     ) -> None:
-        """Hold what L2 said against the archive; without an archive, L2 is believed."""
-        cached = {change_id: found[change_id] for change_id in ids}
-        with contextlib.suppress(StorageError):
-            self._ask_l3(ids, found, flights)
-        for change_id, change in cached.items():
-            if change.version > found[change_id].version:
-                found[change_id] = change
+        """Hold answers against the archive; where it cannot be asked, they are believed once."""
+        try:
+            rows = self.archived(ids)
+        except StorageError as exc:
+            _log.limited("not_checked", error=exc)
+            return
+        for change_id in ids:
+            row, flight = rows.get(change_id), flights[change_id]
+            if row is not None and row.version > found[change_id].version:
+                found[change_id] = row
+                self._hits["l3"].inc()
+                self._observe_version(row.version)
+                if row.content is not None and row.routes & _L2:
+                    self._fill_l2(row, flight)
+            self._fill_l1(found[change_id], flight)
 
     def _surely_absent(self, change_id: str) -> bool:
         if not self._filters.definitely_absent(change_id):
@@ -344,13 +383,8 @@ class Reader:
         Raises:
             StoreUnavailable: The archive cannot be asked.
         """
-        change = self._pending(change_id)
-        if change is not None:
-            return change
-        newest = self.archived((change_id,)).get(change_id)
-        other = self._cached(change_id)
-        if other is not None and (newest is None or other.version > newest.version):
-            newest = other
+        newest = _newer(self._pending(change_id), self.archived((change_id,)).get(change_id))
+        newest = _newer(newest, self._cached(change_id))
         if newest is not None:
             self._observe_version(newest.version)
         return newest

@@ -32,9 +32,9 @@ from sync_engine.flow.mirror import Mirror
 from sync_engine.flow.queries import Queries
 from sync_engine.flow.reader import Reader
 from sync_engine.flow.stale import StaleCopies
+from sync_engine.flow.standing import OwnStanding
 from sync_engine.flow.tier import Tier
 from sync_engine.flow.trees import Trees
-from sync_engine.flow.untold import Untold
 from sync_engine.flow.writer import Writer
 from sync_engine.house.stores import Stores
 from sync_engine.ports import ArchiveStore, CacheStore, Runtime
@@ -237,6 +237,7 @@ class Parts:
                 metrics=self.metrics,
                 runtime=self.runtime,
                 retry=config.delivery_retry,
+                settle_s=config.lease_ttl_s,
             )
         if config.passive:
             return
@@ -270,7 +271,7 @@ class Parts:
             enabled=config.filter != "off",
             settled=lambda: self.atomic.settled(),
             claim_number=self.log.claim_number,
-            untold=None if config.passive else self._untold(),
+            standing=None if config.passive else self._standing(),
         )
         self.trees = Trees(
             self.l3,
@@ -325,16 +326,20 @@ class Parts:
     def _is_own_origin(self, origin: str) -> bool:
         return self.publisher is not None and origin == self.publisher.origin
 
-    def _untold(self) -> Untold:
-        """Make the watch over what the others may not know, before anything is archived."""
+    def _standing(self) -> OwnStanding:
+        """Make the watch over what the others may not see, before anything is archived."""
         cursor, publisher, l2 = self.log.cursor, self.publisher, self.l2
         if publisher is None:
-            return Untold(partial(cursor, L3), None, well=lambda: False)
-        return Untold(
-            partial(cursor, L3),
-            partial(cursor, Publisher.JOB),
-            well=lambda: publisher.healthy and (l2 is None or l2.usable),
-            cached=None if l2 is None else partial(cursor, L2),
+            return OwnStanding(partial(cursor, L3))
+
+        def cached() -> int:
+            """Return what L2 has; nothing, before it has let go of what it was cut off with."""
+            if l2 is None:
+                return cursor(Publisher.JOB)
+            return cursor(L2) if l2.renew is None else -1
+
+        return OwnStanding(
+            partial(cursor, L3), partial(cursor, Publisher.JOB), lambda: publisher.healthy, cached
         )
 
     def _owner_name(self) -> str:

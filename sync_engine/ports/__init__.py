@@ -9,7 +9,14 @@ from sync_engine.ports.mirror import MirroredTree, MirrorStore
 from sync_engine.ports.runtime import Clock, Event, Runtime
 from sync_engine.ports.sinks import ChangeFeed, FeedSink, PositionedSink, Sink
 from sync_engine.ports.sources import AdapterContext, CandidSource, Source, SourceBatch
-from sync_engine.ports.stores import ArchiveInfo, ArchiveStore, CacheStore, MerkleStore, NearCache
+from sync_engine.ports.stores import (
+    ArchiveInfo,
+    ArchiveStore,
+    CacheStore,
+    MerkleStore,
+    NearCache,
+    Standing,
+)
 
 __all__ = [
     "AdapterContext",
@@ -35,5 +42,6 @@ __all__ = [
     "Sink",
     "Source",
     "SourceBatch",
+    "Standing",
     "WritableLog",
 ]

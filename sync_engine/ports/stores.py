@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,7 +11,7 @@ from sync_engine.core.item import Change
 from sync_engine.core.merkle import MerkleState, MerkleTree, TreeCheck
 from sync_engine.ports.sinks import Sink
 
-__all__ = ["ArchiveInfo", "ArchiveStore", "CacheStore", "MerkleStore", "NearCache"]
+__all__ = ["ArchiveInfo", "ArchiveStore", "CacheStore", "MerkleStore", "NearCache", "Standing"]
 
 
 class NearCache(Protocol):
@@ -98,6 +99,17 @@ class CacheStore(Sink, Protocol):
         """Close connections; safe twice, safe before `attach`."""
 
 
+class Standing(enum.IntEnum):
+    """Whether others see what an engine has archived, where they look before the archive.
+
+    SEEN: the feed and L2 have it. UNCACHED: L2 lacks some of it. UNTOLD: the feed lacks some of it.
+    """
+
+    SEEN = 0
+    UNCACHED = 1
+    UNTOLD = 2
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiveInfo:
     """What an archive says of itself.
@@ -107,8 +119,8 @@ class ArchiveInfo:
         generation: Grows with every batch of every writer; a filter snapshot is bound to it.
         others: The part of it that this engine did not write, or wrote under an earlier
             registration.
-        untold: How many other writers, at present, have archived what they could not tell on the
-            feed.
+        untold: How many other writers, at present, stand at `Standing.UNTOLD`.
+        uncached: How many of them stand there or at `Standing.UNCACHED`.
         lost: How many writers, ever, died or left with something that they may have told nobody.
         schema_version: Version of the tables.
         server: Product and version, for `doctor`.
@@ -119,6 +131,7 @@ class ArchiveInfo:
     generation: int
     others: int
     untold: int
+    uncached: int
     lost: int
     schema_version: int
     server: str
@@ -239,10 +252,10 @@ class ArchiveStore(Sink, Protocol):
             StoreUnavailable: Try again later; whether it was claimed is not known.
         """
 
-    def announce(self, *, untold: bool) -> None:
-        """Say to the others whether this engine has archived what it could not tell on the feed.
+    def announce(self, standing: Standing) -> None:
+        """Say to the others whether they see what this engine has archived.
 
-        It holds until it is taken back, and is what `close` leaves as this engine's last word.
+        It holds until something else is said. Who leaves at `Standing.UNTOLD` counts as lost.
 
         Raises:
             StoreUnavailable: Try again later.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 
 from sync_engine.errors import StoreBusy
-from sync_engine.ports import Clock
+from sync_engine.ports import Clock, Standing
 
 __all__ = ["LeaseTable", "Writer"]
 
@@ -21,7 +21,7 @@ class _Registration:
         self.admitted = False
         self.beat = 0
         self.ttl_s = 0.0
-        self.untold = False
+        self.standing = Standing.SEEN
 
 
 class LeaseTable:
@@ -60,7 +60,7 @@ class Writer:
         self._told = False
         self._held = False
         self._wait_s = 0.0
-        self._untold = False
+        self._standing = Standing.SEEN
         self._name = ""
         self._rename()
 
@@ -114,21 +114,20 @@ class Writer:
         """Give the registration up, unless the lease was not released before."""
         if not self._held and not self._told:
             registered = self._table.writers.pop(self._name, None) is not None
-            self._table.lost += registered and self._untold
+            self._table.lost += registered and self._standing is Standing.UNTOLD
             self._rename()
 
-    def announce(self, *, untold: bool) -> None:
-        """Say whether something archived could not be told."""
-        self._untold = untold
+    def announce(self, standing: Standing) -> None:
+        """Say whether others see what was archived."""
+        self._standing = standing
         me = self._table.writers.setdefault(self._name, _Registration())
-        me.untold = untold
+        me.standing = standing
         me.beat += 1
 
-    @property
-    def others_untold(self) -> int:
-        """How many others say so."""
+    def others_at(self, standing: Standing) -> int:
+        """How many others stand there, or worse."""
         writers = self._table.writers.items()
-        return sum(writer.untold for name, writer in writers if name != self._name)
+        return sum(w.standing >= standing for name, w in writers if name != self._name)
 
     @property
     def lost(self) -> int:
@@ -148,7 +147,7 @@ class Writer:
         me = table.writers.setdefault(self._name, _Registration())
         me.owner, me.ttl_s = self._owner, self._ttl_s
         me.admitted = table.holder in ("", self._name)
-        me.untold = self._untold
+        me.standing = self._standing
         me.beat += 1
         return me.admitted
 

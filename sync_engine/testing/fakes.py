@@ -13,7 +13,7 @@ from typing import Self
 
 from sync_engine.core.item import Change, Route
 from sync_engine.core.version import free_number
-from sync_engine.ports import ArchiveInfo, Clock
+from sync_engine.ports import ArchiveInfo, Clock, Standing
 from sync_engine.testing.fake_lease import LeaseTable, Writer
 
 __all__ = ["MemoryArchive", "MemoryCacheStore"]
@@ -191,7 +191,8 @@ class MemoryArchive:
                 uuid=rows.uuid,
                 generation=rows.generation,
                 others=rows.generation - self._batches,
-                untold=self._writer.others_untold,
+                untold=self._writer.others_at(Standing.UNTOLD),
+                uncached=self._writer.others_at(Standing.UNCACHED),
                 lost=self._writer.lost,
                 schema_version=1,
                 server="memory",
@@ -355,10 +356,10 @@ class MemoryArchive:
             numbers[log_uuid] = number
             return number
 
-    def announce(self, *, untold: bool) -> None:
-        """Say whether something archived could not be told."""
+    def announce(self, standing: Standing) -> None:
+        """Say whether others see what was archived."""
         with self._rows.lock:
-            self._writer.announce(untold=untold)
+            self._writer.announce(standing)
 
     def ping(self) -> float:
         """Return 0: no way to go."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from sync_engine.core.item import Change
 from sync_engine.errors import StoreRejected, StoreUnavailable
-from sync_engine.ports import Clock
+from sync_engine.ports import Clock, Standing
 
 __all__ = ["FlakyStore"]
 
@@ -183,9 +183,9 @@ class FlakyStore:
         """As `ports.ArchiveStore.claim_number`."""
         return int(self._call("claim_number", log_uuid, wanted))
 
-    def announce(self, *, untold: bool) -> None:
+    def announce(self, standing: Standing) -> None:
         """As `ports.ArchiveStore.announce`."""
-        self._call("announce", untold=untold)
+        self._call("announce", standing)
 
     def info(self) -> Any:
         """As `ports.ArchiveStore.info`."""

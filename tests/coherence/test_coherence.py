@@ -395,6 +395,81 @@ def test_a_writer_that_has_no_feed_is_noticed_by_those_that_have_one(fleet: Make
     assert both["b"].stats()["coherence"]["sight"] == "feed"
 
 
+def test_a_word_that_was_missed_does_not_let_an_older_value_of_l2_stay(fleet: MakeFleet) -> None:
+    """It was told while b was deaf, and L2 still has the old value when b hears again."""
+    both = agreed(fleet)
+    both.feeds["b"].down = True
+    both["a"].pause("l2")
+    both["a"].submit("x", b"2")
+    both.settle(5.0)
+    both.feeds["b"].down = False
+    both.settle(5.0)
+    assert both["b"].stats()["coherence"]["sight"] == "feed"
+    assert both.cache.snapshot()["x"].content == b"1"
+    both["b"].submit("other", b"1")
+    assert both.content("b", "x") == b"2"
+
+    both["a"].resume("l2")
+    both.settle(3.0)
+    assert both.content("b", "x") == b"2"
+
+
+@pytest.mark.parametrize("deaf", [False, True], ids=["hearing", "deaf"])
+def test_an_own_write_that_waits_for_l2_hides_nothing_that_others_wrote(
+    fleet: MakeFleet, *, deaf: bool
+) -> None:
+    both = agreed(fleet)
+    both.l2["a"].down = True
+    both.feeds["a"].down = deaf
+    both["a"].submit("x", b"2")
+    both.settle()
+    assert both.content("a", "x") == b"2"
+    both["b"].submit("x", b"3")
+    both.settle()
+    assert both.content("a", "x") == b"3"
+    assert [item.content for item in both["a"].scan_prefix("x")] == [b"3"]
+    both["a"].update("x", lambda old: old.content + b"+")
+    both.settle(8.0)
+    assert both.content("b", "x") == both.content("a", "x") == b"3+"
+
+    both.l3["a"].down = True
+    both["a"].submit("x", b"4")
+    both.settle()
+    assert both.content("a", "x") == b"4"  # its own words it always reads
+
+
+def test_a_new_engine_does_not_believe_what_l2_has_not_been_told_yet(fleet: MakeFleet) -> None:
+    both = agreed(fleet)
+    both["a"].pause("l2")
+    both["a"].submit("x", b"2")
+    both.settle()
+    assert both.cache.snapshot()["x"].content == b"1"
+    both.open("c")
+    assert both.content("c", "x") == b"2"
+    both.settle(30.0)
+    assert both.content("c", "x") == b"2"
+
+
+def test_l2_is_believed_again_once_words_are_heard_and_everybody_has_caught_up(
+    fleet: MakeFleet,
+) -> None:
+    both = agreed(fleet)
+    both.settle(10.0)
+    both["a"].submit("y", b"1")
+    both.settle(5.0)
+    assert "y" in both.cache.snapshot()
+    asked = both.l3["b"].calls["get_many"]
+    assert both.content("b", "y") == b"1"
+    assert both.l3["b"].calls["get_many"] == asked
+
+    both.feeds["b"].down = True
+    both.settle()
+    both["a"].submit("y", b"2")
+    both.settle()
+    assert both.content("b", "y") == b"2"
+    assert both.l3["b"].calls["get_many"] == asked + 1
+
+
 def test_a_passive_engine_looks_and_tells_nothing(fleet: MakeFleet, tmp_path: Path) -> None:
     from sync_engine import SyncEngine
     from sync_engine.config import SyncEngineConfig

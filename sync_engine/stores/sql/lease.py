@@ -21,8 +21,8 @@ whenever the lease changes hands or was given up, so a holder that gets the same
 that nobody wrote in between.
 
 Writers tell each other on a feed what they wrote. For what the feed cannot carry there are two
-facts here: a row's `untold`, while its writer cannot reach the feed; and `lost`, which counts the
-writers that died, or left, and may have written what they told nobody.
+facts here: a row's `standing`, while its writer cannot reach the feed or the cache; and `lost`,
+which counts the writers that died, or left, and may have written what they told nobody.
 
 What is assumed: monotonic clocks of two hosts run at the same rate, and go on while a process is
 frozen. A clock that stops with its (virtual) machine breaks the holder's count.
@@ -39,7 +39,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sync_engine.errors import StoreBusy
-from sync_engine.ports import Clock
+from sync_engine.ports import Clock, Standing
 from sync_engine.stores.sql.dialect import Connection, Dialect
 from sync_engine.stores.sql.errors import STORE
 from sync_engine.stores.sql.numbers import claim
@@ -53,16 +53,17 @@ GENERATION = (
 _ALL_AND_OTHERS = (
     "SELECT uuid, retired + (SELECT COALESCE(SUM(generation), 0) FROM {w}), schema_version,"
     " retired + (SELECT COALESCE(SUM(generation), 0) FROM {w} WHERE writer <> ?k),"
-    " (SELECT COUNT(*) FROM {w} WHERE writer <> ?k AND untold = 1), lost"
+    " (SELECT COUNT(*) FROM {w} WHERE writer <> ?k AND standing = 2),"
+    " (SELECT COUNT(*) FROM {w} WHERE writer <> ?k AND standing > 0), lost"
     " FROM {m} WHERE id = 1"
 )
 _FENCE = "UPDATE {w} SET generation = generation + 1 WHERE writer = ?k AND admitted = 1"
 _TOUCH = "UPDATE {w} SET beat = beat + 1 WHERE writer = ?k AND admitted = 1"
 _SIGN = "UPDATE {w} SET beat = beat + 1 WHERE writer = ?k"
 _BEAT = "UPDATE {w} SET beat = beat + 1, ttl_ms = ?, owner = ?k, admitted = ? WHERE writer = ?k"
-_ANNOUNCE = "UPDATE {w} SET beat = beat + 1, untold = ? WHERE writer = ?k"
+_ANNOUNCE = "UPDATE {w} SET beat = beat + 1, standing = ? WHERE writer = ?k"
 _REGISTER = (
-    "INSERT INTO {w} (writer, owner, admitted, generation, beat, ttl_ms, untold)"
+    "INSERT INTO {w} (writer, owner, admitted, generation, beat, ttl_ms, standing)"
     " VALUES (?k, ?k, ?, 0, 0, ?, ?)"
 )
 # An update where a lock would do: databases of several primaries notice its conflicts at commit.
@@ -102,6 +103,7 @@ class Look:
     schema_version: int
     others: int
     untold: int
+    uncached: int
     lost: int
 
 
@@ -176,7 +178,7 @@ class Writers:
         self._data_version: tuple[int, int] | None = None
         self._foreign = False
         self._told = False  # that the lease is lost, while the archive still has it as ours
-        self._untold = False
+        self._standing = Standing.SEEN
         self.foreign_writes = 0
         self.epoch = 0
 
@@ -220,8 +222,8 @@ class Writers:
 
         What is read apart may miss a batch that another engine wrote in between.
         """
-        me = self._me
-        ((archive, *numbers),) = self._dialect.query(connection, _ALL_AND_OTHERS, (me, me))
+        args = (self._me,) * 3
+        ((archive, *numbers),) = self._dialect.query(connection, _ALL_AND_OTHERS, args)
         return Look(bytes(archive).decode(), *map(int, numbers))
 
     def lease(self, owner: str, ttl_s: float, *, steal: bool) -> int:
@@ -257,7 +259,7 @@ class Writers:
             with self._dialect.writing() as (connection, _):
                 self._lock_lease(connection)  # no one decides meanwhile
                 self._remove(connection, me, None)
-                if self._untold:
+                if self._standing is Standing.UNTOLD:
                     self._dialect.execute(connection, _LOSE, (1,))
 
     def claim_number(self, log: str, wanted: int) -> int:
@@ -270,12 +272,12 @@ class Writers:
             self._remember(connection)
             return number
 
-    def announce(self, *, untold: bool) -> None:
-        """Say whether something archived could not be told; see `ports.ArchiveStore.announce`."""
+    def announce(self, standing: Standing) -> None:
+        """Say whether others see what was archived; see `ports.ArchiveStore.announce`."""
         with self._visiting, self._dialect.writing() as (connection, _):
-            self._untold = untold
+            self._standing = standing
             self._notice_foreign(connection)
-            self._sign(connection, _ANNOUNCE, (int(untold), self._me))
+            self._sign(connection, _ANNOUNCE, (int(standing), self._me))
             self._remember(connection)
 
     def _sign(self, connection: Connection, statement: str, args: tuple[Any, ...]) -> None:
@@ -357,7 +359,7 @@ class Writers:
             args: tuple[Any, ...] = (self._ttl_ms, self._owner, int(admitted), self._me)
             self._dialect.execute(connection, _BEAT, args)
             return
-        args = (self._me, self._owner, int(admitted), self._ttl_ms, int(self._untold))
+        args = (self._me, self._owner, int(admitted), self._ttl_ms, int(self._standing))
         self._dialect.execute(connection, _REGISTER, args)
 
     def _remove(self, connection: Connection, name: bytes, seen: _Writer | None) -> bool:

@@ -37,7 +37,7 @@ _BLOCK_COLUMNS = ("low", "live", "dead", *(f"{kind}{n}" for kind in "ld" for n i
 _DELTA_COLUMNS = ("seq", "legs", "body")
 _STATE_COLUMNS = ("id", "parted_by", "built", "folds", "frontier")
 _NUMBER_COLUMNS = ("number", "log", "seen")
-_WRITER_COLUMNS = ("writer", "owner", "admitted", "generation", "beat", "ttl_ms", "untold")
+_WRITER_COLUMNS = ("writer", "owner", "admitted", "generation", "beat", "ttl_ms", "standing")
 
 
 def check_table_name(table: str) -> str:
@@ -86,7 +86,7 @@ def _version_1(dialect: Dialect) -> list[str]:
         f"CREATE TABLE IF NOT EXISTS {names['w']} (\n  writer {label} NOT NULL PRIMARY KEY,\n"
         f"  owner {key} NOT NULL,\n  admitted {small} NOT NULL,\n"
         f"  generation {number} NOT NULL,\n  beat {number} NOT NULL,\n"
-        f"  ttl_ms {number} NOT NULL,\n  untold {small} NOT NULL\n){suffix}",
+        f"  ttl_ms {number} NOT NULL,\n  standing {small} NOT NULL\n){suffix}",
         f"CREATE TABLE IF NOT EXISTS {names['t']} (\n  id {key} NOT NULL PRIMARY KEY,\n"
         f"  version {number} NOT NULL,\n  tombstone {number} NOT NULL,\n"
         f"  content_type {small} NOT NULL,\n  routes {small} NOT NULL,\n"

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from sync_engine.core.item import Change
 from sync_engine.errors import ConfigError, StorageError, StoreRejected, StoreUnavailable
-from sync_engine.ports import ArchiveInfo, Clock
+from sync_engine.ports import ArchiveInfo, Clock, Standing
 from sync_engine.stores.sql import schema
 from sync_engine.stores.sql.conditional import Raced, write_if
 from sync_engine.stores.sql.dialect import IDS_PER_QUERY, Connection
@@ -154,6 +154,7 @@ class SqlArchive:
             generation=look.generation,
             others=look.others,
             untold=look.untold,
+            uncached=look.uncached,
             lost=look.lost,
             schema_version=look.schema_version,
             server=self._dialect.server(connection),
@@ -400,16 +401,14 @@ class SqlArchive:
         with self._call("claim_number"):
             return self._writers.claim_number(log_uuid, wanted)
 
-    def announce(self, *, untold: bool) -> None:
-        """Say to the others whether something archived could not be told on the feed.
-
-        It holds until it is taken back, and is counted as lost where `close` leaves it standing.
+    def announce(self, standing: Standing) -> None:
+        """Say to the others whether they see what was archived; see `ArchiveStore.announce`.
 
         Raises:
             StoreUnavailable: Try again later.
         """
         with self._call("announce"):
-            self._writers.announce(untold=untold)
+            self._writers.announce(standing)
 
     # -- every call -------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import pytest
 
 from sync_engine.core.version import ENGINE_NUMBER_MAX
 from sync_engine.errors import StoreUnavailable
-from sync_engine.ports import ArchiveStore
+from sync_engine.ports import ArchiveStore, Standing
 from sync_engine.testing.contracts.archive_data import MakeArchive, put
 from sync_engine.testing.manual import ManualClock
 
@@ -198,7 +198,7 @@ class SoleWriterContract(_TwoEngines):
         for store in (earlier, other, later):
             store.attach()
         earlier.lease("one", self.TTL_S, steal=True)
-        earlier.announce(untold=True)
+        earlier.announce(Standing.UNTOLD)
         later.lease("one", self.TTL_S, steal=True)
         assert other.info().lost == 0
         assert other.info().untold == 0
@@ -210,16 +210,19 @@ class SoleWriterContract(_TwoEngines):
         self, three: list[ArchiveStore]
     ) -> None:
         first, second, third = three
-        first.announce(untold=True)
+        first.announce(Standing.UNTOLD)
         assert [store.info().untold for store in three] == [0, 1, 1]
-        second.announce(untold=True)
+        second.announce(Standing.UNTOLD)
         self._visit(three)
         assert [store.info().untold for store in three] == [1, 1, 2]
+        assert [store.info().uncached for store in three] == [1, 1, 2]
 
-        first.announce(untold=False)
-        second.announce(untold=False)
+        first.announce(Standing.SEEN)
+        second.announce(Standing.UNCACHED)
         assert [store.info().untold for store in three] == [0, 0, 0]
+        assert [store.info().uncached for store in three] == [1, 0, 1]
         first.close()
+        second.close()
         assert third.info().lost == 0
 
     def test_who_leaves_with_something_untold_is_counted_as_lost(
@@ -227,7 +230,7 @@ class SoleWriterContract(_TwoEngines):
     ) -> None:
         first, second, third = three
         first.apply([put("a", 1)])
-        first.announce(untold=True)
+        first.announce(Standing.UNTOLD)
         first.close()
         assert [store.info().untold for store in (second, third)] == [0, 0]
         assert [store.info().lost for store in (second, third)] == [1, 1]
@@ -238,7 +241,7 @@ class SoleWriterContract(_TwoEngines):
         first, second = make_archive(), make_archive()
         first.attach()
         second.attach()
-        first.announce(untold=True)
+        first.announce(Standing.UNTOLD)
         assert second.info().untold == 1
         first.apply([put("a", 1)])
         assert second.info().untold == 1
