@@ -314,7 +314,7 @@ def test_a22_a_replaced_database_is_followed(rep: Replica) -> None:
     again = rep.status()["durable_txid"]
     for end in ("", "-wal", "-shm"):
         Path(f"{rep.db}{end}").unlink(missing_ok=True)
-    time.sleep(0.3)
+    time.sleep(0.3)  # for so long there is none
     c = rep.connect()
     fill(c, 5)
     until(lambda: rep.status()["durable_txid"] > again)

@@ -20,7 +20,9 @@ class FakeReader:
         self.database = self
         self.frames = 10
         self.imaging = self.waited = self.fresh = False
-        self.room = True
+        self.room = self.copies = True
+        self.foreign = 0
+        """So many attempts to copy the log find somebody else at it."""
         self.done: list[str] = []
 
     def look(self) -> bool:
@@ -40,9 +42,12 @@ class FakeReader:
     def published(self) -> int:
         return self.frames
 
-    def checkpoint(self) -> bool:
+    def checkpoint(self) -> bool | None:
+        if self.foreign:
+            self.foreign -= 1
+            return None
         self.done.append("checkpoint")
-        return True
+        return self.copies
 
     def waited_for(self) -> bool:
         return self.waited
@@ -151,3 +156,90 @@ def test_writers_are_held_up_for_a_log_that_is_much_too_long_but_never_for_an_im
 
     assert reader.done[-4:] == ["hold", "look", "checkpoint", "look"]
     assert checkpoints.counts.seals == 1
+
+
+def test_writers_are_held_until_one_of_them_has_ended_its_own_copying(
+    checkpoints: Checkpoints, reader: FakeReader, runtime: ManualRuntime
+) -> None:
+    """The lock is had most easily just then; let go of too early, the log would go on growing."""
+    reader.frames, reader.foreign = 400, 100
+    began = runtime.clock.monotonic()
+
+    checkpoints.step(began)
+
+    assert reader.done == ["hold", "look", "checkpoint", "look"]
+    assert not checkpoints.behind
+    assert 0 < runtime.clock.monotonic() - began <= 0.1
+
+
+def test_writers_are_held_a_third_of_the_time_at_most_while_somebody_copies_for_long(
+    checkpoints: Checkpoints, reader: FakeReader, runtime: ManualRuntime
+) -> None:
+    reader.frames, reader.foreign = 400, 1_000_000
+    began = runtime.clock.monotonic()
+    held_s = 0.0
+
+    while runtime.clock.monotonic() - began < 10:
+        now = runtime.clock.monotonic()
+        checkpoints.step(now)
+        held_s += runtime.clock.monotonic() - now
+        runtime.clock.advance(0.01)
+
+    assert 1 < held_s < 10 / 3
+    assert checkpoints.behind
+    assert "checkpoint" not in reader.done
+
+
+def test_writers_are_not_held_for_somebody_who_reads_what_is_old(
+    checkpoints: Checkpoints, reader: FakeReader, runtime: ManualRuntime
+) -> None:
+    """Not all of the log can be copied then, however long one waits."""
+    reader.frames, reader.copies = 400, False
+    began = runtime.clock.monotonic()
+
+    checkpoints.step(began)
+
+    assert reader.done == ["hold", "look", "checkpoint"]
+    assert runtime.clock.monotonic() == began
+
+
+def test_a_long_log_that_is_copied_is_left_alone_until_it_goes_on(
+    checkpoints: Checkpoints, reader: FakeReader, runtime: ManualRuntime
+) -> None:
+    reader.frames = 400
+    checkpoints.step(runtime.clock.monotonic())
+    assert not checkpoints.behind
+
+    for _ in range(3):
+        runtime.clock.advance(0.1)
+        checkpoints.step(runtime.clock.monotonic())
+    assert checkpoints.counts.seals == 1
+
+    reader.frames = 402
+    runtime.clock.advance(0.1)
+    checkpoints.step(runtime.clock.monotonic())
+    assert checkpoints.counts.seals == 2
+
+
+def test_what_is_committed_while_a_log_is_copied_makes_it_too_long_again(
+    checkpoints: Checkpoints, reader: FakeReader, runtime: ManualRuntime
+) -> None:
+    reader.frames, reader.fresh = 400, True
+
+    checkpoints.step(runtime.clock.monotonic())
+
+    assert checkpoints.behind
+    assert checkpoints.wait_s == pytest.approx(0.01)
+
+
+def test_the_pin_follows_soon_into_a_log_that_is_begun_anew(
+    checkpoints: Checkpoints, reader: FakeReader, runtime: ManualRuntime
+) -> None:
+    """Where it stays behind, every commit tries to copy the log, in vain."""
+    assert checkpoints.wait_s == 0.1
+    reader.frames = 400
+
+    checkpoints.step(runtime.clock.monotonic())
+
+    assert not checkpoints.behind
+    assert checkpoints.wait_s == pytest.approx(0.01)

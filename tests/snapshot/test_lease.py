@@ -30,6 +30,15 @@ def foreign(objects: DirectoryObjects) -> None:
     objects.put(HEAD, seal(document))
 
 
+def replaced(objects: DirectoryObjects, runtime: ManualRuntime) -> tuple[Lease, Lease]:
+    """Return an owner that fell silent, and the one that took over from it."""
+    old, new = Lease(objects, runtime, 30.0), Lease(objects, runtime, 30.0)
+    old.claim(None)
+    foreign(objects)
+    new.claim(None)
+    return old, new
+
+
 def test_the_first_owner_founds_an_epoch(objects: DirectoryObjects, runtime: ManualRuntime) -> None:
     claim = Lease(objects, runtime, 30.0).claim(None)
 
@@ -86,10 +95,7 @@ def test_an_owner_that_moves_is_alive(objects: DirectoryObjects, runtime: Manual
 def test_the_old_owner_learns_that_it_was_replaced(
     objects: DirectoryObjects, runtime: ManualRuntime
 ) -> None:
-    old = Lease(objects, runtime, 30.0)
-    old.claim(None)
-    foreign(objects)
-    Lease(objects, runtime, 30.0).claim(None)
+    old, _ = replaced(objects, runtime)
 
     assert not old.held
     with pytest.raises(Fenced):
@@ -111,12 +117,7 @@ class Unconditional(DirectoryObjects):
 def test_without_conditional_writes_the_old_owner_still_learns_it(
     tmp_path: Path, runtime: ManualRuntime
 ) -> None:
-    objects = Unconditional(tmp_path)
-    old = Lease(objects, runtime, 30.0)
-    old.claim(None)
-    foreign(objects)
-    new = Lease(objects, runtime, 30.0)
-    new.claim(None)
+    old, new = replaced(Unconditional(tmp_path), runtime)
     runtime.clock.advance(60)
 
     with pytest.raises(Fenced):
@@ -129,11 +130,7 @@ def test_without_conditional_writes_an_old_owner_ends_without_touching_the_new_o
     tmp_path: Path, runtime: ManualRuntime
 ) -> None:
     objects = Unconditional(tmp_path)
-    old = Lease(objects, runtime, 30.0)
-    old.claim(None)
-    foreign(objects)
-    new = Lease(objects, runtime, 30.0)
-    new.claim(None)
+    old, _ = replaced(objects, runtime)
     taken = objects.get(HEAD)
 
     old.release()

@@ -14,7 +14,7 @@ import zstandard
 from sync_engine.errors import CorruptData
 from sync_engine.sinks.snapshot.errors import NoBackup
 from sync_engine.sinks.snapshot.objects import DirectoryObjects
-from sync_engine.sinks.snapshot.simple_layout import restore_simple
+from sync_engine.sinks.snapshot.simple_layout import SimpleRestored, restore_simple
 from tests.snapshot.kit import Replica, assert_identical, rows
 from tests.snapshot.test_capture import fill
 
@@ -25,6 +25,7 @@ class SimpleWriter:
     def __init__(self, directory: Path) -> None:
         self.root = directory / "target"
         self.db = directory / "a.db"
+        self.out = directory / "out.db"
         self.seconds = 1_790_000_000
         self.c = sqlite3.connect(self.db, isolation_level=None)
         self.c.execute("PRAGMA journal_mode=WAL")
@@ -56,6 +57,14 @@ class SimpleWriter:
         frames = (len(data) - 32) // 4120
         self._store(f"wal/{frames:020}.wal.zst", zstandard.ZstdCompressor().compress(data))
 
+    def restored(self) -> SimpleRestored:
+        return restore_simple(DirectoryObjects(self.root), self.out)
+
+    def assert_restored(self) -> None:
+        """Compare what was restored with the database, which nobody uses any more."""
+        self.c.close()
+        assert_identical(self.db, self.out)
+
 
 @pytest.fixture
 def simple(tmp_path: Path) -> Iterator[SimpleWriter]:
@@ -64,24 +73,20 @@ def simple(tmp_path: Path) -> Iterator[SimpleWriter]:
     made.c.close()
 
 
-def test_a_snapshot_and_its_log_are_restored(simple: SimpleWriter, tmp_path: Path) -> None:
+def test_a_snapshot_and_its_log_are_restored(simple: SimpleWriter) -> None:
     simple.begin(50)
     for _ in range(3):
         fill(simple.c, 20)
         simple.segment()
 
-    out = tmp_path / "out.db"
-    done = restore_simple(DirectoryObjects(simple.root), out)
+    done = simple.restored()
 
     assert len(done.logs) == 1
-    assert rows(out) == 110
-    simple.c.close()
-    assert_identical(simple.db, out)
+    assert rows(simple.out) == 110
+    simple.assert_restored()
 
 
-def test_a_long_old_log_never_wins_over_a_newer_snapshot(
-    simple: SimpleWriter, tmp_path: Path
-) -> None:
+def test_a_long_old_log_never_wins_over_a_newer_snapshot(simple: SimpleWriter) -> None:
     """The greatest number is the oldest state here."""
     fill(simple.c, 100)
     simple.segment()
@@ -93,16 +98,13 @@ def test_a_long_old_log_never_wins_over_a_newer_snapshot(
     fill(simple.c, 4)
     simple.segment()
 
-    out = tmp_path / "out.db"
-    done = restore_simple(DirectoryObjects(simple.root), out)
+    done = simple.restored()
 
-    assert rows(out) == 50
+    assert rows(simple.out) == 50
     assert any("older than the snapshot" in line for line in done.ignored)
 
 
-def test_successive_logs_are_applied_in_the_order_of_their_restarts(
-    simple: SimpleWriter, tmp_path: Path
-) -> None:
+def test_successive_logs_are_applied_in_the_order_of_their_restarts(simple: SimpleWriter) -> None:
     simple.begin(10)
     fill(simple.c, 60)
     simple.segment()
@@ -110,16 +112,14 @@ def test_successive_logs_are_applied_in_the_order_of_their_restarts(
     fill(simple.c, 5)  # its number is smaller than that of the log before it
     simple.segment()
 
-    out = tmp_path / "out.db"
-    done = restore_simple(DirectoryObjects(simple.root), out)
+    done = simple.restored()
 
     assert len(done.logs) == 2
-    assert rows(out) == 75
-    simple.c.close()
-    assert_identical(simple.db, out)
+    assert rows(simple.out) == 75
+    simple.assert_restored()
 
 
-def test_a_log_that_was_overwritten_is_not_guessed_at(simple: SimpleWriter, tmp_path: Path) -> None:
+def test_a_log_that_was_overwritten_is_not_guessed_at(simple: SimpleWriter) -> None:
     """A log that restarts in place keeps its length, so it takes the key of the one before."""
     simple.begin(10)
     fill(simple.c, 60)
@@ -128,10 +128,9 @@ def test_a_log_that_was_overwritten_is_not_guessed_at(simple: SimpleWriter, tmp_
     fill(simple.c, 5)
     simple.segment()
 
-    out = tmp_path / "out.db"
-    done = restore_simple(DirectoryObjects(simple.root), out)
+    done = simple.restored()
 
-    assert rows(out) == 10
+    assert rows(simple.out) == 10
     assert done.ignored
 
 
@@ -141,12 +140,12 @@ def test_damage_is_told_and_an_empty_target_is_none(simple: SimpleWriter, tmp_pa
     path.write_bytes(path.read_bytes()[:100])
 
     with pytest.raises(CorruptData):
-        restore_simple(DirectoryObjects(simple.root), tmp_path / "out.db")
+        simple.restored()
     (tmp_path / "empty").mkdir()
     with pytest.raises(NoBackup):
-        restore_simple(DirectoryObjects(tmp_path / "empty"), tmp_path / "out.db")
+        restore_simple(DirectoryObjects(tmp_path / "empty"), simple.out)
 
-    assert not (tmp_path / "out.db").exists()
+    assert not simple.out.exists()
 
 
 def test_the_command_restores_it(simple: SimpleWriter, tmp_path: Path) -> None:

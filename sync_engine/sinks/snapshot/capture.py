@@ -21,7 +21,14 @@ from sync_engine.sinks.snapshot.checkpoints import Checkpoints
 from sync_engine.sinks.snapshot.checksums import FrameChecksums, combined, lock_page
 from sync_engine.sinks.snapshot.database import Database
 from sync_engine.sinks.snapshot.errors import PositionLost
-from sync_engine.sinks.snapshot.image import Found, Image, image_at, newest_pages, whole_image
+from sync_engine.sinks.snapshot.image import (
+    Found,
+    Image,
+    differing_pages,
+    image_at,
+    newest_pages,
+    whole_image,
+)
 from sync_engine.sinks.snapshot.segments import Pending, Segments
 from sync_engine.sinks.snapshot.settings import ReplicationSettings
 from sync_engine.sinks.snapshot.stage import Stage, StageFull
@@ -107,7 +114,7 @@ class Capture:
         bytes_max = min(2 * settings.part_bytes, settings.stage_bytes_max // 2)
         self._pages_max = max(1, bytes_max // database.page_size)
         self._pending: Pending | None = None
-        self._continuous = False
+        self._continuous = self._hurried = False
         self._emit_at = self._again_at = 0.0
         self.frames = 0
         self.imaging = self.image_stalled = False
@@ -141,15 +148,14 @@ class Capture:
         self.counts.look_s_max = max(self.counts.look_s_max, taken_s)
         if moved:
             self._checkpoints.moved(now)
+        self._hurried |= self._checkpoints.behind
         # First: what is to be staged is in memory, and the log goes on growing.
         self._checkpoints.step(now)
         if self._pending is not None and now >= self._emit_at and self.stage_pending():
             return 0.0  # the log grew meanwhile
-        if self._checkpoints.behind:
-            return self._settings.poll_s / 10  # the log grows faster than it is emptied
         if self._checkpoints.quiet and self._pending is None:
             return max(self._settings.poll_s, self._settings.interval_s / 3)
-        return self._settings.poll_s
+        return self._checkpoints.wait_s
 
     def begin(self, origin: Origin) -> None:
         """Start a chain: hash every page; a snapshot has to follow.
@@ -302,7 +308,8 @@ class Capture:
 
     def _emit(self, numbers: U32, read: Callable[[int], bytes], pending: Pending) -> None:
         began = self._clock.monotonic()
-        size = self._segments.emit(numbers, read, pending)
+        size = self._segments.emit(numbers, read, pending, hurried=self._hurried)
+        self._hurried = False
         taken_s = self._clock.monotonic() - began
         self.counts.stage_s_max = max(self.counts.stage_s_max, taken_s)
         if size:
@@ -351,7 +358,7 @@ class Capture:
         self.counts.comparisons += 1
         image, position = whole_image(self.database, self._checksums)
         try:
-            numbers = _differing(image, self._file.table)
+            numbers = differing_pages(image, self._file.table)
             self.counts.compared_pages += len(numbers)
             now_ms = self._clock.now_ms()
             pending = Pending({}, image.pages, position, now_ms, position.offset)
@@ -440,15 +447,3 @@ class Capture:
         if not self.full or self._stage_again():
             self.look()
             self.stage_pending()
-
-
-def _differing(image: Image, table: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> U32:
-    """Return the pages of an image whose hash is not that of the table."""
-    found = []
-    for first, hashes in image.hashes():
-        fresh = np.array(hashes, np.uint64)
-        known = np.zeros(len(fresh), np.uint64)
-        part = table[first - 1 : first - 1 + len(fresh)]
-        known[: len(part)] = part
-        found.append(np.flatnonzero(fresh != known) + first)
-    return np.concatenate(found).astype(np.uint32) if found else np.zeros(0, np.uint32)

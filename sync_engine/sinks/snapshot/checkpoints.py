@@ -16,6 +16,8 @@ _CHECKPOINT_EVERY_S = 0.2
 _YIELD_S = 0.15
 _SEAL_WAIT_S = 0.5
 _SEAL_RETRY_S = 0.0003
+_SEAL_PATIENCE_S = 0.1
+_SEAL_PAUSE_S = 0.2
 
 
 class Reader(Protocol):
@@ -76,16 +78,29 @@ class Checkpoints:
         self._busy_at = clock.monotonic()
         self._published: object = None
         self.quiet = False
+        self._copied = False  # all of the log: the next commit begins it anew
+        self._seal_at = 0.0
+        self._frames = 0
         self.counts = CheckpointCounts()
 
     def moved(self, now: float) -> None:
         """Something was committed."""
-        self._busy_at, self.quiet = now, False
+        self._busy_at, self.quiet, self._copied = now, False, False
 
     @property
     def behind(self) -> bool:
-        """Whether the log is longer than it should ever be."""
-        return self._reader.frames >= self._settings.seal_pages
+        """Whether the log is longer than it should ever be, and the next commit makes it longer."""
+        return self._reader.frames >= self._settings.seal_pages and not self._copied
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds until the next look.
+
+        A tenth of `poll_s` after a long log, even one that was copied: our pin keeps writers from
+        copying anything of the next one until a look moves it there.
+        """
+        poll_s = self._settings.poll_s
+        return poll_s / 10 if self._reader.frames >= self._settings.seal_pages else poll_s
 
     def step(self, now: float) -> None:
         """Do what is worth it.
@@ -93,7 +108,8 @@ class Checkpoints:
         Args:
             now: Monotonic seconds at which the last look began.
         """
-        if self.behind and not self._reader.imaging:
+        self._copied &= self._reader.frames == self._frames
+        if self.behind and not self._reader.imaging and now >= self._seal_at:
             self._seal()
         elif (
             self._reader.frames >= self._settings.checkpoint_pages
@@ -104,6 +120,7 @@ class Checkpoints:
         if not self.quiet and now - self._busy_at >= _IDLE_S:
             self._busy_at = now  # however long the log is: who waits holds up all writers
             self._rest()
+        self._frames = self._reader.frames
 
     def without_room(self, now: float) -> None:
         """Keep the place in the log, which nobody reads for want of room, but in nobody's way.
@@ -124,13 +141,24 @@ class Checkpoints:
                 self.counts.yields += 1
                 self._reader.release()
 
-    def _checkpoint(self) -> bool:
-        """Copy the log; the next hand-over then lets the next writer restart it."""
+    def _checkpoint(self, patience_s: float = 0.0) -> bool | None:
+        """Copy the log; the next hand-over then lets the next writer restart it.
+
+        Args:
+            patience_s: How long to try while somebody else is at it.
+
+        Returns:
+            Whether all of it was copied; None where somebody else is still at it.
+        """
         self.counts.checkpoints += 1
-        if not self._reader.database.checkpoint():
-            return False
-        self._reader.look()
-        return True
+        until = self._clock.monotonic() + patience_s
+        while (copied := self._reader.database.checkpoint()) is None:
+            if self._clock.monotonic() >= until:
+                return None
+            self._clock.sleep(_SEAL_RETRY_S)
+        if copied:
+            self._copied = not self._reader.look() and not self._reader.imaging
+        return copied
 
     def _seal(self) -> None:
         """Hold writers up for one look and one checkpoint: the log is too long otherwise."""
@@ -142,7 +170,10 @@ class Checkpoints:
                 if held:
                     taken = self._clock.monotonic()
                     self._reader.look()
-                    self._checkpoint()
+                    # The lock is had most easily while a writer that just committed copies the log
+                    # itself. Nothing would be gained then, so it is given the time to end.
+                    if self._checkpoint(_SEAL_PATIENCE_S) is None:  # not all the time, though
+                        self._seal_at = self._clock.monotonic() + _SEAL_PAUSE_S
                     self.counts.seals += 1
                     held_s = self._clock.monotonic() - taken
                     self.counts.seal_s_max = max(self.counts.seal_s_max, held_s)
@@ -156,4 +187,4 @@ class Checkpoints:
                 self.counts.yields += 1
                 self._reader.let_go(_YIELD_S)
         else:
-            self.quiet = self._checkpoint()
+            self.quiet = self._checkpoint() is True

@@ -21,10 +21,10 @@ from sync_engine.sinks.snapshot.checksums import (
 )
 from sync_engine.sinks.snapshot.database import Database
 from sync_engine.sinks.snapshot.errors import PositionLost
-from sync_engine.sinks.snapshot.state import NOWHERE, WalPosition
+from sync_engine.sinks.snapshot.state import NOWHERE, U32, WalPosition
 from sync_engine.sinks.snapshot.wal_file import HEADER_SIZE, FrameBlock, WalHeader, frames
 
-__all__ = ["Found", "Image", "image_at", "newest_pages", "whole_image"]
+__all__ = ["Found", "Image", "differing_pages", "image_at", "newest_pages", "whole_image"]
 
 _BLOCK_BYTES = 4 << 20
 
@@ -220,6 +220,26 @@ class Image:
         if self._log >= 0:
             os.close(self._log)
             self._log = -1
+
+
+def differing_pages(image: Image, table: U64) -> U32:
+    """Return the pages of an image whose hash is not that of a table, ascending.
+
+    Args:
+        image: All of it is read.
+        table: Hash of every page, from page 1 on; pages behind its end differ.
+
+    Raises:
+        PositionLost: A page is not there.
+    """
+    found = []
+    for first, hashes in image.hashes():
+        fresh = np.array(hashes, np.uint64)
+        known = np.zeros(len(fresh), np.uint64)
+        part = table[first - 1 : first - 1 + len(fresh)]
+        known[: len(part)] = part
+        found.append(np.flatnonzero(fresh != known) + first)
+    return np.concatenate(found).astype(np.uint32) if found else np.zeros(0, np.uint32)
 
 
 def image_at(

@@ -24,6 +24,8 @@ from sync_engine.sinks.snapshot.state import U32, State, StateFile, WalPosition
 
 __all__ = ["Pending", "Segments"]
 
+_LEVEL_HURRIED = 1
+
 
 @dataclass(slots=True)
 class Pending:
@@ -76,8 +78,21 @@ class Segments:
             raise StoreUnavailable("snapshot", "capture", "no chain was begun")
         return state
 
-    def emit(self, numbers: U32, read: Callable[[int], bytes], pending: Pending) -> int:
+    def emit(
+        self,
+        numbers: U32,
+        read: Callable[[int], bytes],
+        pending: Pending,
+        *,
+        hurried: bool = False,
+    ) -> int:
         """Stage the pages that differ from what was delivered; then remember that.
+
+        Args:
+            numbers: Pages to look at, ascending.
+            read: Returns one of them.
+            pending: What they belong to.
+            hurried: Whether to compress as fast as it goes: the log grows meanwhile.
 
         Returns:
             Bytes that were staged; 0 where nothing differs.
@@ -109,7 +124,8 @@ class Segments:
         paths = []
         size = 0
         try:
-            for key, data in self._parts(numbers, read, pending, after):
+            level = _LEVEL_HURRIED if hurried else self._settings.compression_level
+            for key, data in self._parts(numbers, read, pending, after, level):
                 paths.append((key, self._stage.write(key, data)))
                 size += len(data)
             self._file.advance(after, numbers, hashes)
@@ -126,7 +142,7 @@ class Segments:
         return size
 
     def _parts(
-        self, numbers: U32, read: Callable[[int], bytes], pending: Pending, after: State
+        self, numbers: U32, read: Callable[[int], bytes], pending: Pending, after: State, level: int
     ) -> Iterator[tuple[SegmentKey, bytes]]:
         """Yield name and bytes of each part, one at a time: the bound of memory."""
         before = self.state
@@ -159,4 +175,4 @@ class Segments:
             )
             key = SegmentKey(after.db_id, after.epoch, 0, after.txid, after.txid, place, parts)
             pages = {number: read(number) for number in mine}
-            yield key, make_segment(header, pages, self._settings.compression_level)
+            yield key, make_segment(header, pages, level)

@@ -30,7 +30,9 @@ class ReplicationSettings:
         snapshots_min: Newest snapshots that stay, whatever their age (at least 1).
         grace_s: Seconds between finding an object superfluous and deleting it.
         drill_interval_s: Seconds between two trial restores; 0 for none.
-        compression_level: Of zstd, 1 to 22.
+        compression_level: Of zstd, 1 to 22. A segment is compressed at level 1 instead where the
+            log outgrew `seal_pages` since the one before: it grows on while that takes. What is
+            merged later has this level again.
         stage_bytes_max: Local disk space for what is not uploaded yet. It is kept to: capturing
             stops before it, throws nothing away, keeps its place in the database's log (which
             grows meanwhile) until somebody's checkpoint waits for it, and says so. One thing alone
