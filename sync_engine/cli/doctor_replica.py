@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from sync_engine.cli.command import ExitCode
-from sync_engine.cli.findings import Finding, Severity
-from sync_engine.cli.problems import explain
+from sync_engine.cli.findings import Finding, Severity, failed
 from sync_engine.errors import ConfigError, SyncEngineError
 from sync_engine.runtime import SystemRuntime
 
@@ -61,12 +59,4 @@ def _check(url: str, endpoint_url: str | None) -> Finding:
 
 
 def _failed(exc: SyncEngineError) -> Finding:
-    problem = explain(exc)
-    remedy = problem.hint
-    if problem.code is ExitCode.UNAVAILABLE:
-        remedy = "start the server, or correct address and endpoint"
-    elif "doctor" in remedy:
-        remedy = ""  # we are the doctor
-    return Finding(
-        part=_PART, severity=Severity.ERROR, what=problem.text, remedy=remedy, code=problem.code
-    )
+    return failed(_PART, exc, unavailable="start the server, or correct address and endpoint")

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-from sync_engine.cli.command import ExitCode
-from sync_engine.cli.findings import Finding, Severity
+from sync_engine.cli.findings import Finding, Severity, failed
 from sync_engine.cli.output import duration, size
 from sync_engine.cli.probe import (
     archive_url,
@@ -18,7 +17,6 @@ from sync_engine.cli.probe import (
     schema_version,
     try_write,
 )
-from sync_engine.cli.problems import explain
 from sync_engine.config import SyncEngineConfig
 from sync_engine.config.urls import sqlite_file
 from sync_engine.core.item import Change
@@ -219,12 +217,5 @@ def _reached(part: str, what: str, ping: Callable[[], float]) -> Finding:
 
 
 def _failed(part: str, exc: SyncEngineError) -> Finding:
-    problem = explain(exc)
-    remedy = problem.hint
-    if problem.code is ExitCode.UNAVAILABLE:
-        remedy = "start it, or correct the URL; writes wait in the log meanwhile"
-    elif "doctor" in remedy:
-        remedy = ""  # we are the doctor
-    return Finding(
-        part=part, severity=Severity.ERROR, what=problem.text, remedy=remedy, code=problem.code
-    )
+    remedy = "start it, or correct the URL; writes wait in the log meanwhile"
+    return failed(part, exc, unavailable=remedy)

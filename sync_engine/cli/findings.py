@@ -6,8 +6,10 @@ import enum
 from dataclasses import dataclass
 
 from sync_engine.cli.command import ExitCode
+from sync_engine.cli.problems import explain
+from sync_engine.errors import SyncEngineError
 
-__all__ = ["Finding", "Severity", "worst"]
+__all__ = ["Finding", "Severity", "failed", "worst"]
 
 
 class Severity(enum.StrEnum):
@@ -36,6 +38,25 @@ class Finding:
     what: str
     remedy: str = ""
     code: ExitCode = ExitCode.FAILED
+
+
+def failed(part: str, exc: SyncEngineError, *, unavailable: str) -> Finding:
+    """Return what an error tells of a part.
+
+    Args:
+        part: What was looked at.
+        exc: What went wrong.
+        unavailable: What to do where a server cannot be reached.
+    """
+    problem = explain(exc)
+    remedy = problem.hint
+    if problem.code is ExitCode.UNAVAILABLE:
+        remedy = unavailable
+    elif "doctor" in remedy:
+        remedy = ""  # we are the doctor
+    return Finding(
+        part=part, severity=Severity.ERROR, what=problem.text, remedy=remedy, code=problem.code
+    )
 
 
 _ORDER = (ExitCode.CORRUPT, ExitCode.USAGE, ExitCode.UNAVAILABLE, ExitCode.FAILED)

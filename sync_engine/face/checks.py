@@ -140,7 +140,7 @@ class Checks(Face):
             sample: Share of the ranges to look at, above 0 and at most 1.
             items_max: Stop after about so many rows; None goes on to the end.
             items_per_s: Rows to read in a second at most; None is as fast as it goes.
-            progress: Called after each range of some 500 rows.
+            progress: Called after each range of some 500 rows, with what was seen so far.
 
         Raises:
             ConfigError: A number is out of range, or the tree is off.

@@ -119,14 +119,7 @@ class Verifier:
         items_per_s: float | None = None,
         progress: Callable[[VerifyReport], object] = lambda _: None,
     ) -> VerifyReport:
-        """Verify ranges of some 500 neighbouring rows, in id order.
-
-        Args:
-            after: `VerifyReport.next` of a verification to go on with; None begins.
-            sample: Share of the ranges to look at, above 0 and at most 1.
-            items_max: Stop after about so many rows; None goes on to the end.
-            items_per_s: Rows to read in a second at most; None is as fast as it goes.
-            progress: Called after each range with what was seen so far.
+        """Verify ranges of some 500 neighbouring rows, in id order; see `SyncEngine.verify`.
 
         Raises:
             ConfigError: A number is out of range.

@@ -21,6 +21,7 @@ from sync_engine.errors import Backpressure, StoreUnavailable
 
 OUTAGE_S = float(os.environ.get("OUTAGE_SECONDS", "3"))
 KEYS = 50
+SERVED = 2000
 pytestmark = [pytest.mark.external, pytest.mark.timeout(600)]
 
 
@@ -50,6 +51,19 @@ class Load:
         for thread in self._threads:
             thread.join(60)
         assert not any(thread.is_alive() for thread in self._threads), "a caller hangs"
+
+    def goes_on(self, *tiers: str) -> None:
+        """Wait until callers were served some more, and some of what they wrote was delivered."""
+        reads, writes = self.reads + SERVED, self.writes + SERVED
+        head = self.engine.stats()["log"]["head"]
+        deadline = time.monotonic() + 60
+        while True:
+            cursors = self.engine.stats()["cursors"]
+            delivered = all(cursors[tier] > head for tier in tiers)
+            if delivered and self.reads >= reads and self.writes >= writes:
+                return
+            assert time.monotonic() < deadline, (cursors, head, self.reads, self.writes)
+            time.sleep(0.01)
 
     def _write(self) -> None:
         rng = random.Random(1)
@@ -140,13 +154,13 @@ def test_sql_killed_under_load_and_back(start: Callable[[str], SyncEngine], sql:
     url, server = sql
     engine = start(url)
     with Load(engine) as load:
-        time.sleep(0.5)
+        load.goes_on("l2", "l3")
         server.kill()
         time.sleep(OUTAGE_S)
         assert engine.submit("during", b"the outage").version
         assert engine.get("during").content == b"the outage"  # type: ignore[union-attr]
         server.start()
-        time.sleep(1)
+        load.goes_on("l3")
     converge(engine, load)
     assert engine.get("during").content == b"the outage"  # type: ignore[union-attr]
 
@@ -155,11 +169,11 @@ def test_sql_hung_under_load_and_back(start: Callable[[str], SyncEngine], sql: A
     url, server = sql
     engine = start(url)
     with Load(engine) as load:
-        time.sleep(0.5)
+        load.goes_on("l2", "l3")
         server.pause()
         time.sleep(OUTAGE_S)
         server.resume()
-        time.sleep(0.5)
+        load.goes_on("l3")
     converge(engine, load)
 
 
@@ -173,13 +187,13 @@ def test_redis_killed_emptied_or_hung_under_load(
     engine = start(archive_url("sqlite"))
     with Load(engine) as load:
         for _ in range(2):
-            time.sleep(0.5)
+            load.goes_on("l2", "l3")
             if hurt == "flush":
                 redis_server.flush()
                 continue
             getattr(redis_server, hurt)()
             time.sleep(OUTAGE_S / 3)
             redis_server.start() if hurt == "kill" else redis_server.resume()
-        time.sleep(0.5)
+        load.goes_on("l2", "l3")
     assert load.unavailable == 0, "the archive was there all the time"
     converge(engine, load)

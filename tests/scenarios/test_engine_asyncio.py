@@ -133,11 +133,17 @@ async def test_a_cancelled_reader_harms_nobody(engine: AsyncSyncEngine, servers:
     await engine.submit("a", b"1")
     await engine.flush()
     cold(engine)
-    release = threading.Event()
-    servers.l3.on_call = lambda operation: release.wait(5) if operation == "get_many" else None
+    asked, release = threading.Event(), threading.Event()
+
+    def hang(operation: str) -> None:
+        if operation == "get_many":
+            asked.set()
+            release.wait(5)
+
+    servers.l3.on_call = hang
     servers.l2.down = True
     first, second = (asyncio.ensure_future(engine.get("a")) for _ in range(2))
-    await asyncio.sleep(0.01)
+    assert await asyncio.to_thread(asked.wait, 5)
 
     first.cancel()
     release.set()
@@ -149,15 +155,16 @@ async def test_a_cancelled_reader_harms_nobody(engine: AsyncSyncEngine, servers:
 
 async def test_one_load_for_all_and_a_cancelled_leader_hands_over(engine: AsyncSyncEngine) -> None:
     calls = []
-    go = asyncio.Event()
+    loading, go = asyncio.Event(), asyncio.Event()
 
     async def loader() -> bytes:
         calls.append(1)
+        loading.set()
         await go.wait()
         return b"loaded"
 
     tasks = [asyncio.ensure_future(engine.get_or_load("a", loader, 60)) for _ in range(20)]
-    await asyncio.sleep(0.05)
+    await asyncio.wait_for(loading.wait(), 5)
     tasks[0].cancel()
     go.set()
 

@@ -70,6 +70,16 @@ def sink(make: Callable[..., RedisStreamSink]) -> RedisStreamSink:
     return sink
 
 
+def trimmed(
+    make: Callable[..., RedisStreamSink], server: RedisServer, *, entries: int, **limits: Any
+) -> RedisStreamSink:
+    """Return a sink whose server lets go of old entries so many at a time."""
+    server.config(**{"stream-node-max-entries": entries})
+    sink = make(**limits)
+    sink.begin(LOG, 0, after_gap=False)
+    return sink
+
+
 # -- by hand --------------------------------------------------------------------------------------
 
 
@@ -119,9 +129,7 @@ def test_a_feed_takes_nothing_out_of_order(sink: RedisStreamSink) -> None:
 def test_old_entries_go_by_number_and_a_reader_that_was_slow_is_told(
     make: Callable[..., RedisStreamSink], redis_server: RedisServer, redis_url: str
 ) -> None:
-    redis_server.config(**{"stream-node-max-entries": 10})
-    sink = make(items_max=50)
-    sink.begin(LOG, 0, after_gap=False)
+    sink = trimmed(make, redis_server, entries=10, items_max=50)
     sink.apply_at([put("first", 1)], LOG, 1)
     slow = reader(redis_url)
     assert len(read_all(slow)) == 1
@@ -141,9 +149,7 @@ def test_old_entries_go_by_number_and_a_reader_that_was_slow_is_told(
 def test_old_entries_go_by_age(
     make: Callable[..., RedisStreamSink], redis_server: RedisServer
 ) -> None:
-    redis_server.config(**{"stream-node-max-entries": 1})
-    sink = make(age_s_max=0.001)
-    sink.begin(LOG, 0, after_gap=False)
+    sink = trimmed(make, redis_server, entries=1, age_s_max=0.001)
     client = redis_server.client()
     for n in range(1, 20):
         sink.apply_at([put(f"k{n}", n)], LOG, n)
@@ -155,9 +161,7 @@ def test_a_reader_that_begins_with_a_trimmed_stream_is_told(
     make: Callable[..., RedisStreamSink], redis_server: RedisServer, redis_url: str
 ) -> None:
     """A cursor of zero is no excuse."""
-    redis_server.config(**{"stream-node-max-entries": 10})
-    sink = make(items_max=10)
-    sink.begin(LOG, 0, after_gap=False)
+    sink = trimmed(make, redis_server, entries=10, items_max=10)
     for n in range(1, 100):
         sink.apply_at([put(f"k{n}", n)], LOG, n)
     with pytest.raises(FeedGap, match="beginning"):
@@ -168,9 +172,7 @@ def test_entries_trimmed_behind_a_reader_s_back_are_no_gap(
     make: Callable[..., RedisStreamSink], redis_server: RedisServer, redis_url: str
 ) -> None:
     """Its own cursor's entry is gone, and it missed nothing."""
-    redis_server.config(**{"stream-node-max-entries": 10})
-    sink = make(items_max=10)
-    sink.begin(LOG, 0, after_gap=False)
+    sink = trimmed(make, redis_server, entries=10, items_max=10)
     follower = reader(redis_url)
     for n in range(1, 100):
         sink.apply_at([put(f"k{n}", n)], LOG, n)

@@ -10,74 +10,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sync_engine.runtime import SystemRuntime
-from sync_engine.sources.file_watch import (
-    FileLedger,
-    Finder,
-    FindPolicy,
-    Patterns,
-    State,
-    Tree,
-    Waker,
-    make_watcher,
-)
+from sync_engine.sources.file_watch import State
+from tests.sources.file_watch_child import Watch
 
 CHILD = Path(__file__).with_name("file_watch_child.py")
 FULL = bool(os.environ.get("KILLS"))
 pytest.importorskip("inotify_simple")
-
-
-class Watch:
-    """A finder on a directory, stepped by the test."""
-
-    def __init__(self, base: Path, backend: str = "inotify", **policy: Any) -> None:
-        self.dir = base / "in"
-        self.dir.mkdir(exist_ok=True)
-        self.ledger = FileLedger(base / "files.db")
-        patterns = Patterns()
-        self.watcher: Any = make_watcher(backend, patterns)
-        self.waker = Waker()
-        given = {"settle_s": 0.2, "rescan_s": 1000.0, "poll_s": 0.2} | policy
-        root = self.ledger.root(os.fsencode(self.dir))
-        self.finder = Finder(
-            self.ledger,
-            [root],
-            Tree(patterns),
-            self.watcher,
-            FindPolicy(**given),
-            SystemRuntime("t").clock,
-        )
-        self.until(lambda: self.finder.scans > 0)
-
-    def step(self) -> None:
-        self.finder.read(0.02, self.waker)
-        with self.ledger.step():
-            self.finder.work()
-
-    def until(self, condition: Callable[[], bool], timeout_s: float = 30.0) -> float:
-        began = time.monotonic()
-        while not condition():
-            assert time.monotonic() - began < timeout_s, self.ledger.counts()
-            self.step()
-        return time.monotonic() - began
-
-    def count(self, state: State = State.STABLE) -> int:
-        return self.ledger.counts().get(state, 0)
-
-    def names(self) -> set[str]:
-        rows = self.ledger.page(1, None, 100_000)
-        return {row.path.decode() for row in rows if row.size >= 0}
-
-    def close(self) -> None:
-        self.watcher.close()
-        self.waker.close()
-        self.ledger.close()
 
 
 @pytest.fixture
@@ -104,7 +47,7 @@ def test_w02_what_overflows_while_it_is_frozen_is_found_by_a_scan(tmp_path: Path
     directory = tmp_path / "in"
     directory.mkdir()
     child = subprocess.Popen(
-        [sys.executable, str(CHILD), str(directory), str(tmp_path / "files.db"), str(count)],
+        [sys.executable, str(CHILD), str(tmp_path), str(count)],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qs, quote_plus, unquote, urlsplit
 
-__all__ = ["Answer", "FakeS3", "Request", "error", "numbered"]
+__all__ = ["Answer", "FakeS3", "LoopbackS3", "Request", "error", "numbered"]
 
 NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 
@@ -31,14 +31,16 @@ def numbered(number: int) -> str:
 
 @dataclass
 class Request:
-    """What was asked."""
+    """What was asked; `target` is path and query as they were sent, and signed."""
 
     method: str
+    target: str
     bucket: str
     key: str
     query: dict[str, str]
     headers: Any
-    number: int
+    body: bytes
+    number: int = 0
 
     @property
     def lists(self) -> bool:
@@ -63,7 +65,57 @@ def error(status: int, code: str, message: str = "", **headers: str) -> Answer:
     return Answer(status, body.encode(), {k.replace("_", "-"): v for k, v in headers.items()})
 
 
-class FakeS3:
+class LoopbackS3:
+    """What is asked as an S3, on loopback; what it answers is of those who derive from it.
+
+    Attributes:
+        port: Where it listens.
+        count: Requests so far.
+    """
+
+    def __init__(self, name: str, port: int = 0) -> None:
+        self.count = 0
+        self._name = name
+        owner = self
+
+        class Handler(_Handler):
+            server_owner = owner
+
+        self._server = _Server(("127.0.0.1", port), Handler)
+        self.port: int = self._server.server_address[1]
+
+    @property
+    def endpoint_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), name=self._name, daemon=True
+        )
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def serve(self) -> None:
+        """Serve until the process ends."""
+        self._server.serve_forever()
+
+    def received(self, request: Request) -> Answer:
+        """Number a request, and answer it."""
+        self.count += 1
+        request.number = self.count
+        return self.answer(request)
+
+    def answer(self, request: Request) -> Answer:
+        """Return what is answered."""
+        raise NotImplementedError
+
+
+class FakeS3(LoopbackS3):
     """Objects in memory, served on loopback.
 
     Attributes:
@@ -78,6 +130,7 @@ class FakeS3:
     bucket = "bucket"
 
     def __init__(self, port: int = 0) -> None:
+        super().__init__("fake-s3", port)
         self.objects: dict[str, tuple[str, int, str]] = {}
         self.bodies: dict[str, bytes] = {}
         self._sorted: list[bytes] | None = []
@@ -87,20 +140,8 @@ class FakeS3:
         self.latency_s = 0.0
         self.requests: list[Request] = []
         self.keep_requests = True
-        self.count = 0
         self.order: Callable[[list[str]], list[str]] | None = None
         self._lock = threading.Lock()
-        owner = self
-
-        class Handler(_Handler):
-            server_owner = owner
-
-        self._server = _Server(("127.0.0.1", port), Handler)
-        self.port: int = self._server.server_address[1]
-
-    @property
-    def endpoint_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     def settings(self, **others: Any) -> Any:
         """Return our settings for this server."""
@@ -112,22 +153,6 @@ class FakeS3:
             "secret_access_key": self.secret_access_key,
         }
         return S3Settings(**given | others)
-
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.02,), name="fake-s3", daemon=True
-        )
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-    def serve(self) -> None:
-        """Serve until the process ends."""
-        self._server.serve_forever()
 
     # -- contents ---------------------------------------------------------------------------------
 
@@ -174,12 +199,19 @@ class FakeS3:
 
     # -- answers ----------------------------------------------------------------------------------
 
+    def received(self, request: Request) -> Answer:
+        """Do what a control request says; answer another one."""
+        if request.bucket == "_control":
+            self.control(json.loads(request.body))
+            return Answer(200, json.dumps({"requests": self.count}).encode())
+        return super().received(request)
+
     def answer(self, request: Request) -> Answer:
         """Return what an honest server would."""
+        if self.keep_requests:
+            self.requests.append(request)
         if self.latency_s:
             time.sleep(self.latency_s)
-        if request.key == "_control" or request.bucket == "_control":
-            return Answer()
         spoiled = self.spoil(request) if self.spoil is not None else None
         if spoiled is not None:
             return spoiled
@@ -303,7 +335,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server_owner: FakeS3
+    server_owner: LoopbackS3
     wbufsize = -1
     disable_nagle_algorithm = True
 
@@ -311,22 +343,13 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
     def do_GET(self) -> None:
-        owner = self.server_owner
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         parts = urlsplit(self.path)
         _, bucket, *rest = parts.path.split("/", 2)
-        length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length)
-        if bucket == "_control":
-            owner.control(json.loads(body))
-            self._send(Answer(200, json.dumps({"requests": owner.count}).encode()))
-            return
         query = {k: v[-1] for k, v in parse_qs(parts.query, keep_blank_values=True).items()}
         key = unquote(rest[0]) if rest else ""
-        owner.count += 1
-        request = Request(self.command, unquote(bucket), key, query, self.headers, owner.count)
-        if owner.keep_requests:
-            owner.requests.append(request)
-        self._send(owner.answer(request))
+        request = Request(self.command, self.path, unquote(bucket), key, query, self.headers, body)
+        self._send(self.server_owner.received(request))
 
     do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815 - the base class names them
 
@@ -337,7 +360,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(answer.body)))
+        if "Content-Length" not in answer.headers:  # that of HEAD is of another body
+            self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
         body = b"" if self.command == "HEAD" else answer.body
         if answer.cut is not None:

@@ -9,7 +9,6 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from sync_engine.sinks.sql_table import schema
-from sync_engine.sinks.sql_table.bulk import Bulk
 from sync_engine.sinks.sql_table.target import Target
 
 __all__ = ["COPYING", "FRESH", "TORN", "Ledger", "Offsets", "Standing"]
@@ -95,12 +94,7 @@ class Ledger:
         self._sink = sink
         self._table = table
         self._target = target
-        generated = target.dialect in schema.KINDS
-        self._upsert = (
-            Bulk(schema.upsert_text(table, target.engine, clock="version"), 5)
-            if generated
-            else None
-        )
+        self._upsert = schema.book_upsert(table, target.engine)
         self.empty = False
 
     def look(self, connection: Connection) -> None:

@@ -10,7 +10,6 @@ from sqlalchemy.engine import Connection
 
 from sync_engine.core.item import Change
 from sync_engine.sinks.sql_table import schema
-from sync_engine.sinks.sql_table.bulk import Bulk
 from sync_engine.sinks.sql_table.target import Target
 
 __all__ = ["Waiting"]
@@ -32,12 +31,7 @@ class Waiting:
         self._sink = sink
         self._table = table
         self._target = target
-        generated = target.dialect in schema.KINDS
-        self._upsert = (
-            Bulk(schema.upsert_text(table, target.engine, clock="version"), 6)
-            if generated
-            else None
-        )
+        self._upsert = schema.book_upsert(table, target.engine)
         self.some = False
 
     def count(self, connection: Connection) -> int:
