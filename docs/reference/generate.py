@@ -489,10 +489,11 @@ def _arguments(parser: argparse.ArgumentParser, common: set[str]) -> str:
             takes = " | ".join(map(str, action.choices))
         shown = ", ".join(action.option_strings) or takes
         default = action.default
+        told = (action.help or "").replace("%%", "%")
         plain = default in (None, (), [], "", argparse.SUPPRESS) or action.nargs == 0
         rows.append(
             f"| `{_cell(shown)}` | {_cell(takes) if action.option_strings else ''}"
-            f" | {'' if plain else f'`{default}`'} | {_cell(_prose(action.help or ''))} |"
+            f" | {'' if plain else f'`{default}`'} | {_cell(_prose(told))} |"
         )
     head = ["| argument | takes | default | meaning |", "|---|---|---|---|"]
     return "\n".join([*head, *rows]) if rows else ""

@@ -65,6 +65,7 @@ def _print_all(context: Context, runtime: SystemRuntime, feed: Feed) -> int:
             continue
         if not context.args.follow and clock.monotonic() >= until:
             return ExitCode.OK
+        context.output.flush()  # whoever reads a pipe would see nothing of the last ones
         clock.sleep(_POLL_S)
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "add_write_options",
     "fill_parser",
     "seconds",
+    "words",
 ]
 
 PROG = "sync-engine"
@@ -125,7 +126,8 @@ def add_global_options(parser: argparse.ArgumentParser, *, default: str | None) 
 
     Args:
         parser: Of the program or of one command: they may stand before or after its name.
-        default: ``argparse.SUPPRESS`` for a command, so that it does not undo what stands before.
+        default: ``argparse.SUPPRESS`` for a command, so that it does not undo what stands before;
+            what adds up is gathered apart, in ``settings_after`` and ``verbose_after``.
     """
     group = parser.add_argument_group("settings, for every command")
     add = group.add_argument
@@ -135,7 +137,7 @@ def add_global_options(parser: argparse.ArgumentParser, *, default: str | None) 
     add("--sql-url", metavar="URL", default=default, help="database of the archive")
     add(
         "--set",
-        dest="settings",
+        dest="settings_after" if default else "settings",
         metavar="NAME=VALUE",
         action="append",
         default=default,
@@ -149,6 +151,7 @@ def add_global_options(parser: argparse.ArgumentParser, *, default: str | None) 
     add(
         "-v",
         "--verbose",
+        dest="verbose_after" if default else "verbose",
         action="count",
         default=default or 0,
         help="log lines too; twice: debugging, and tracebacks of errors",
@@ -175,3 +178,12 @@ def seconds(text: str) -> float:
         return float(_DURATION.parse(text))
     except Unusable as exc:
         raise argparse.ArgumentTypeError(str(exc)) from None
+
+
+def words(text: str) -> str:
+    """Return a text that is one; an argparse type. What is not UTF-8 comes as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"must be UTF-8, got {text!a}") from None
+    return text

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from sync_engine.cli.command import UsageError
@@ -48,7 +49,7 @@ class Context:
         """The settings of the command line alone."""
         names = [setting.name for setting in SETTINGS]
         found: dict[str, Any] = {}
-        for text in self.args.settings or ():
+        for text in (*(self.args.settings or ()), *getattr(self.args, "settings_after", ())):
             name, equals, value = text.partition("=")
             if not equals:
                 raise UsageError(f"--set {text}: must be NAME=VALUE")
@@ -66,6 +67,18 @@ class Context:
             ConfigError: They cannot be used.
         """
         return SyncEngineConfig.load(self.args.config, **self.settings)
+
+    def pipeline_file(self) -> Path:
+        """Return the pipeline file that the command line names.
+
+        Raises:
+            UsageError: There is another file of settings beside it.
+        """
+        if self.args.config is not None:
+            raise UsageError(
+                f"--config: settings are taken from {self.args.file}", "put them into its [engine]"
+            )
+        return Path(self.args.file)
 
     def options(self) -> SubmitOptions:
         """Return the options of a write.

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import sys
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISREG
+from typing import BinaryIO
 
 from sync_engine.cli.command import UsageError
 
-__all__ = ["FileEntry", "Walk", "read_whole"]
+__all__ = ["FileEntry", "Walk", "read_whole", "standard_input"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,10 @@ class Walk:
     def _enters(self, folder: Path, relative: Path) -> bool:
         if self._excluded(relative) or folder.is_symlink():
             return False
-        return self.own is None or not self.own.exists() or not folder.samefile(self.own)
+        try:
+            return self.own is None or not self.own.exists() or not folder.samefile(self.own)
+        except OSError:  # gone, or not to be looked at: the walk itself tells
+            return True
 
     def _excluded(self, relative: Path) -> bool:
         names = (relative.name, relative.as_posix())
@@ -112,6 +117,17 @@ def read_whole(path: Path, bytes_max: int) -> bytes:
 
 def _lone_id(path: Path) -> str:
     try:
-        return path.absolute().relative_to(Path.cwd()).as_posix()
+        return Path(os.path.normpath(path.absolute())).relative_to(Path.cwd()).as_posix()
     except ValueError:
         return path.name
+
+
+def standard_input() -> BinaryIO:
+    """Return standard input, for bytes.
+
+    Raises:
+        UsageError: It is closed.
+    """
+    if sys.stdin is None:  # Python has none then
+        raise UsageError("standard input is closed")
+    return sys.stdin.buffer

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from sync_engine.cli.command import Command, ExitCode, UsageError, add_write_options
 from sync_engine.cli.context import Context
-from sync_engine.cli.files import FileEntry, Walk, read_whole
+from sync_engine.cli.files import FileEntry, Walk, read_whole, standard_input
 from sync_engine.cli.output import Advance, count, duration, size
 from sync_engine.cli.signals import Interrupted
 from sync_engine.core.item import ContentType, SyncItem
@@ -80,23 +80,27 @@ class _Ingestion:
         """Submit the group; wait while the archive does not keep up, as long as it moves."""
         group, self._group, self._group_bytes = self._group, [], 0
         until = self._context.clock.monotonic() + _PATIENCE_S
-        while group:
-            try:
-                with self._context.stop.deferred():
-                    result = self._engine.submit_many(group, self._options)
-                    for place, item in enumerate(group):
-                        if place in result.versions:
-                            self.accepted += 1
-                            self.bytes += len(item.content)
-                            self._advance(1, len(item.content))
-                        else:
-                            self.refuse(item.id, str(result.errors[place]))
-            except Backpressure as exc:
-                if self._context.clock.monotonic() > until:
-                    raise
-                self._context.clock.sleep(exc.retry_after_s)
+        wait_s: float | None = 0.0
+        while group and wait_s is not None:
+            self._context.clock.sleep(wait_s)
+            with self._context.stop.deferred():
+                try:
+                    self._submit(group)
+                    wait_s = None
+                except Backpressure as exc:
+                    if self._context.clock.monotonic() > until:
+                        raise
+                    wait_s = exc.retry_after_s
+
+    def _submit(self, group: list[SyncItem]) -> None:
+        result = self._engine.submit_many(group, self._options)
+        for place, item in enumerate(group):
+            if place in result.versions:
+                self.accepted += 1
+                self.bytes += len(item.content)
+                self._advance(1, len(item.content))
             else:
-                return
+                self.refuse(item.id, str(result.errors[place]))
 
 
 def _run(context: Context) -> int:
@@ -144,7 +148,9 @@ def _take_files(context: Context, work: _Ingestion, walk: Walk) -> None:
 def _named(paths: list[str]) -> Iterator[str]:
     for path in paths:
         if path == "-":
-            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+            for line in standard_input():
+                if line.strip():
+                    yield os.fsdecode(line.rstrip(b"\n"))
         else:
             yield path
 
@@ -177,7 +183,7 @@ def _take_lines(context: Context, work: _Ingestion, walk: Walk) -> None:
 
 def _opened(path: str, walk: Walk) -> Iterator[tuple[str, _Stream]]:
     if path == "-":
-        yield "standard input", _Stream(sys.stdin.buffer, close=False)
+        yield "standard input", _Stream(standard_input(), close=False)
         return
     for entry in walk.files([path]):
         try:

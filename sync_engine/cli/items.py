@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sync_engine.cli.command import Command, ExitCode, UsageError, add_write_options
 from sync_engine.cli.context import Context
-from sync_engine.cli.files import read_whole
+from sync_engine.cli.files import read_whole, standard_input
 from sync_engine.cli.output import item_fields, size
 from sync_engine.core.item import SyncItem
 
@@ -58,7 +58,7 @@ def _content(context: Context) -> bytes:
     if args.text is not None:
         return os.fsencode(args.text)  # the very bytes that the shell gave us
     if args.file == "-":
-        return sys.stdin.buffer.read(bytes_max + 1)  # one too many is refused by its name
+        return standard_input().read(bytes_max + 1)  # one too many is refused by its name
     return read_whole(Path(args.file), bytes_max)
 
 
@@ -126,14 +126,15 @@ def _delete_arguments(parser: argparse.ArgumentParser) -> None:
 def _delete(context: Context) -> int:
     output = context.output
     found: dict[str, bool] = {}
-    with context.writing() as engine:
-        for id in dict.fromkeys(context.args.ids):
-            with context.stop.deferred():
-                found[id] = engine.delete(id)
-            if not output.json:
+    try:
+        with context.writing() as engine:
+            for id in dict.fromkeys(context.args.ids):
+                with context.stop.deferred():
+                    found[id] = engine.delete(id)
                 output.report(f"{id}: deleted" if found[id] else f"{id}: not found")
-    if output.json:
-        output.document({"deleted": found})
+    finally:  # what was done before a failure is told, too
+        if output.json and found:
+            output.document({"deleted": found})
     if all(found.values()) or context.args.ignore_missing:
         return ExitCode.OK
     return ExitCode.PARTLY if any(found.values()) else ExitCode.FAILED

@@ -6,7 +6,7 @@ import argparse
 import datetime as dt
 from collections.abc import Iterator
 
-from sync_engine.cli.command import Command, ExitCode
+from sync_engine.cli.command import Command, ExitCode, words
 from sync_engine.cli.context import Context
 from sync_engine.cli.output import item_fields, shown
 from sync_engine.core.item import SyncItem
@@ -19,10 +19,12 @@ _PREVIEW = 60
 
 
 def _scan_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prefix", metavar="PREFIX", nargs="?", default="", help="taken literally")
+    parser.add_argument(
+        "prefix", metavar="PREFIX", nargs="?", default="", type=words, help="taken literally"
+    )
     parser.add_argument("--state", metavar="LABEL", help="only items with this label")
     parser.add_argument("--limit", type=int, metavar="N", help="at most so many")
-    parser.add_argument("--after", metavar="ID", help="begin after this id")
+    parser.add_argument("--after", type=words, metavar="ID", help="begin after this id")
     parser.add_argument("--values", action="store_true", help="contents too")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sync_engine.cli.command import Command, ExitCode, UsageError
+from sync_engine.cli.command import Command, ExitCode, UsageError, words
 from sync_engine.cli.context import Context
 from sync_engine.cli.output import count, duration, shown
 from sync_engine.core.item import Change
@@ -130,9 +130,11 @@ def _root(context: Context) -> int:
 
 
 def _show_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PATH", nargs="?", default="", help="default: the root")
+    parser.add_argument(
+        "path", metavar="PATH", nargs="?", default="", type=words, help="default: the root"
+    )
     parser.add_argument("--limit", type=int, default=100, metavar="N", help="children at most")
-    parser.add_argument("--after", metavar="TOKEN", help="`next` of the page before")
+    parser.add_argument("--after", type=words, metavar="TOKEN", help="`next` of the page before")
     _from_argument(parser)
 
 
@@ -188,7 +190,9 @@ def _entry(entry: MerkleEntry | None) -> dict[str, object] | None:
 
 def _diff_arguments(parser: argparse.ArgumentParser) -> None:
     other_argument(parser)
-    parser.add_argument("--path", default="", metavar="PATH", help="only what is below it")
+    parser.add_argument(
+        "--path", default="", type=words, metavar="PATH", help="only what is below it"
+    )
     parser.add_argument("--limit", type=int, default=1000, metavar="N", help="differences at most")
     parser.add_argument(
         "--live", action="store_true", help="leave tombstones out: one side may have purged them"
@@ -197,6 +201,8 @@ def _diff_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _diff(context: Context) -> int:
     args, output = context.args, context.output
+    if args.limit < 1:
+        raise UsageError(f"--limit: must be 1 or more, got {args.limit}")
     with context.reading() as engine, other_archive(context, args.other) as other:
         found = engine.diff(other, path=args.path, limit=args.limit, tombstones=not args.live)
     for one in found.divergent:
@@ -204,11 +210,12 @@ def _diff(context: Context) -> int:
             output.line({"id": one.id, "mine": _entry(one.mine), "theirs": _entry(one.theirs)})
         else:
             output.text(f"{_verdict(one):<12}  {shown(one.id)}")
-    if not output.json and not found:
+    if not found:
         output.report("they are equal", "green")
-    elif not output.json:
-        more = " or more" if found.truncated else ""
-        output.report(f"{count(len(found.divergent), 'difference')}{more}")
+    elif found.truncated:
+        output.warn(f"there are more than {count(args.limit, 'difference')}: see --limit")
+    else:
+        output.report(count(len(found.divergent), "difference"))
     return ExitCode.FAILED if found else ExitCode.OK
 
 

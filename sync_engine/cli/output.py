@@ -68,6 +68,10 @@ class Output:
     def _write(self, text: str) -> None:
         sys.stdout.write(f"{text}\n")
 
+    def flush(self) -> None:
+        """Hand over what was printed: for commands that wait for more."""
+        sys.stdout.flush()
+
     def bytes(self, data: bytes) -> None:
         """Print raw bytes, nothing else."""
         sys.stdout.flush()
@@ -81,9 +85,9 @@ class Output:
     # -- reports ----------------------------------------------------------------------------------
 
     def report(self, line: str, style: str = "") -> None:
-        """Print one line about what was done, unless quiet."""
-        if not self.quiet:
-            self.out.print(Text(line, style), soft_wrap=True)
+        """Print one line about what was done, unless quiet or in JSON."""
+        if not self.quiet and not self.json:
+            self.out.print(Text(shown(line), style), soft_wrap=True)
 
     def fields(self, title: str, fields: Mapping[str, object]) -> None:
         """Print names and values."""
@@ -154,7 +158,7 @@ class Output:
         first, *others = text.splitlines() or [""]
         self._remark("error", "bold red", first)
         for other in others:
-            self.err.print(Text(f"  {shown(other)}"), soft_wrap=True)
+            self.err.print(Text(f"  {shown(redact(other))}"), soft_wrap=True)
         if hint:
             self._remark("hint", "cyan", hint)
 

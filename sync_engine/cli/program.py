@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from sync_engine.cli.command import (
@@ -93,30 +94,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = make_parser(whole=False).parse_args(argv)
     except SystemExit as exc:
-        return int(exc.code or 0)
-    output = Output(json=args.json, quiet=args.quiet, verbose=args.verbose, color=not args.no_color)
+        return _flushed(int(exc.code or 0))
+    verbose = args.verbose + getattr(args, "verbose_after", 0)
+    output = Output(json=args.json, quiet=args.quiet, verbose=verbose, color=not args.no_color)
     try:
         code = _run(args, output)
-        sys.stdout.flush()
     except BrokenPipeError:
         _abandon_stdout()
         return 128 + _SIGPIPE
+    return _flushed(code)
+
+
+def _flushed(code: int) -> int:
+    """Return the exit code, unless what was printed does not arrive."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = 128 + _SIGPIPE
+    except OSError:
+        code = code or int(ExitCode.FAILED)
+    else:
+        return code
+    _abandon_stdout()
     return code
 
 
-def _run(args: argparse.Namespace, output: Output) -> int:
-    if args.version:
-        from sync_engine import __version__
+def _version(context: Context) -> int:
+    from sync_engine import __version__
 
-        output.text(f"{PROG} {__version__}")
-        return int(ExitCode.OK)
-    if not hasattr(args, "run"):
+    context.output.text(f"{PROG} {__version__}")
+    return ExitCode.OK
+
+
+def _run(args: argparse.Namespace, output: Output) -> int:
+    run = _version if args.version else getattr(args, "run", None)
+    if run is None:
         make_parser(whole=False).print_help(sys.stderr)
         return int(ExitCode.USAGE)
     stop = Stop()
     try:
         with output.logging(), stop.installed():
-            return int(args.run(Context(args, output, stop)))
+            code = int(run(Context(args, output, stop)))
+            sys.stdout.flush()
+            return code
     except BrokenPipeError:
         raise
     except KeyboardInterrupt as exc:
@@ -133,7 +153,11 @@ def _run(args: argparse.Namespace, output: Output) -> int:
 
 
 def _make_printable() -> None:
-    """Escape what the terminal's encoding cannot show, in place of failing."""
+    """Escape what the terminal's encoding cannot show, and print into nothing what is closed."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nothing = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - stays open
+            setattr(sys, name, nothing)
     for stream in (sys.stdout, sys.stderr):
         encoding = getattr(stream, "encoding", None) or ""
         if encoding.lower().replace("-", "") != "utf8" and hasattr(stream, "reconfigure"):

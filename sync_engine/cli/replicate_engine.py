@@ -157,6 +157,7 @@ def _report(context: Context, replicator: Replicator) -> None:
             told.append(f"{one.held} held back, older than deletions are kept")
         told += [text for text in (one.gap, *one.errors) if text]
         output.report(f"{name}: {'; '.join(told)}")
+    output.flush()
 
 
 REPLICATE_ENGINE = Command(

@@ -22,7 +22,7 @@ __all__ = ["RESTORE", "plan_fields"]
 
 def _time_ms(text: str) -> int:
     """Return wall-clock milliseconds of a time; an argparse type."""
-    if text.isdigit():
+    if text.isascii() and text.isdigit():
         return int(text)
     try:
         moment = datetime.fromisoformat(text)
@@ -68,7 +68,10 @@ def _restore(context: Context) -> int:
     if args.layout == "simple" and (args.txid is not None or args.timestamp is not None):
         raise UsageError("--layout simple knows no points: only the newest state can be restored")
     if args.if_missing and args.database.exists():
-        context.output.report(f"{args.database} is there")
+        if context.output.json:
+            context.output.document({"database": str(args.database), "restored": False})
+        else:
+            context.output.report(f"{args.database} is there")
         return ExitCode.OK
     runtime = SystemRuntime("restore")
     try:

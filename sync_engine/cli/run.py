@@ -19,7 +19,6 @@ from sync_engine.cli.command import Command, ExitCode
 from sync_engine.cli.context import Context
 from sync_engine.cli.output import count, duration, size
 from sync_engine.cli.signals import Interrupted
-from sync_engine.errors import ConfigError
 from sync_engine.pipeline import Difference, Pipeline, PipelineConfig, Stopped, load
 from sync_engine.telemetry import get_logger
 from sync_engine.telemetry.logs import JsonFormatter
@@ -54,7 +53,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(context: Context) -> int:
-    path = Path(context.args.file)
+    path = context.pipeline_file()
     seen = _look(path)
     config = load(path, overrides=context.settings)
     if context.args.check:
@@ -73,7 +72,8 @@ def _serve(context: Context, path: Path, config: PipelineConfig, seen: _Look) ->
             with context.stop.deferred():  # what is left can only be told of what has started
                 pipeline.start()
                 for name in context.args.forget:
-                    pipeline.forget(name)
+                    if not pipeline.forget(name):
+                        _log.warning("sink_not_known", sink=name)
             watch.loop()
     except Interrupted as exc:  # the usual end; a second signal ends the flush, too
         try:
@@ -142,12 +142,12 @@ class _Watch:
             return
         self._hung_up = False
         self._seen = seen
-        try:
-            with self._context.stop.deferred():
+        with self._context.stop.deferred():  # ended well in any case: the signal is heard then
+            try:
                 new = load(self._path, overrides=self._context.settings)
                 self._tell_reloaded(self._pipeline.reload(new))
-        except ConfigError as exc:
-            _log.error("reload_failed", file=str(self._path), error=exc)
+            except Exception as exc:  # whatever a new part does, the others run
+                _log.error("reload_failed", file=str(self._path), error=exc)
 
     def _tell_reloaded(self, found: Difference) -> None:
         if found.needs_restart:

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sync_engine.adapters import build
@@ -53,7 +52,7 @@ def _chosen(context: Context, config: PipelineConfig) -> SinkSpec:
 @contextmanager
 def _opened(context: Context) -> Iterator[tuple[SyncEngine, SqlTableSink, SinkSpec]]:
     """Open the engine as one that only looks, and the sink beside the one that runs."""
-    config = load(Path(context.args.file), overrides=context.settings)
+    config = load(context.pipeline_file(), overrides=context.settings)
     spec = _chosen(context, config)
     settings = {**spec.settings, "create": False}
     runtime = SystemRuntime("tables")

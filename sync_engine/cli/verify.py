@@ -6,7 +6,7 @@ import argparse
 from collections import Counter
 from typing import Any
 
-from sync_engine.cli.command import Command, ExitCode
+from sync_engine.cli.command import Command, ExitCode, words
 from sync_engine.cli.context import Context
 from sync_engine.cli.merkle import other_archive
 from sync_engine.cli.output import Output, count, duration, shown
@@ -24,7 +24,7 @@ def _pace_arguments(parser: argparse.ArgumentParser) -> None:
         "--sample", type=float, default=1.0, metavar="SHARE", help="of the ranges: 0.01 is 1 %%"
     )
     parser.add_argument("--rate", type=float, metavar="N", help="rows a second at most")
-    parser.add_argument("--after", metavar="TOKEN", help="go on where `next` says")
+    parser.add_argument("--after", type=words, metavar="TOKEN", help="go on where `next` says")
     parser.add_argument("--items", type=int, metavar="N", help="stop after about so many rows")
 
 
@@ -97,7 +97,9 @@ def _repair_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from", dest="other", metavar="URL", help="take what is newer in another archive"
     )
-    parser.add_argument("--path", default="", metavar="PATH", help="with --from: only below it")
+    parser.add_argument(
+        "--path", default="", type=words, metavar="PATH", help="with --from: only below it"
+    )
     _pace_arguments(parser)
 
 

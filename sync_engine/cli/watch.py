@@ -194,6 +194,7 @@ class _Reporter:
         elif (progress.uploaded, progress.open) != self._shown and not self._output.quiet:
             self._shown = (progress.uploaded, progress.open)
             self._output.line(self._fields("progress", progress) | {"files_s": round(rate, 1)})
+            self._output.flush()
 
     def _bar(self, progress: Progress, rate: float, speed: float) -> None:
         if self._output.quiet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import select
 import socket
@@ -21,6 +22,7 @@ _HEAD_BYTES_MAX = 8192
 _REQUEST_S_MAX = 1.0
 _IDLE_S = 5.0
 _BACKLOG = 16
+_NO_ROOM_S = 0.1
 _REASONS = {
     200: "OK",
     400: "Bad Request",
@@ -95,14 +97,24 @@ class Endpoint:
         listener = self._listener
         if listener is None:
             return float("inf")
-        ready, _, _ = select.select([listener, self._woken], [], [], _IDLE_S)
+        try:
+            ready, _, _ = select.select([listener, self._woken], [], [], _IDLE_S)
+        except (OSError, ValueError):
+            if self._listener is None:  # closed meanwhile
+                return float("inf")
+            raise
         if self._woken in ready:
             return float("inf")
-        if listener in ready:
-            with contextlib.suppress(OSError):  # the client is gone already
-                connection, _ = listener.accept()
-                with connection:
-                    self._serve(connection)
+        return self._accepted(listener) if listener in ready else 0.0
+
+    def _accepted(self, listener: socket.socket) -> float:
+        try:
+            connection, _ = listener.accept()
+        except OSError as exc:
+            # The client is gone; or this process may open no more files, and it waits on.
+            return _NO_ROOM_S if exc.errno in (errno.EMFILE, errno.ENFILE) else 0.0
+        with connection, contextlib.suppress(OSError):
+            self._serve(connection)
         return 0.0
 
     def _serve(self, connection: socket.socket) -> None:

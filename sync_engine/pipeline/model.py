@@ -246,7 +246,8 @@ class _Reading:
         if "listen" not in table:
             return HttpSettings()
         host, colon, port = str(table["listen"]).rpartition(":")
-        if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        digits = port.isascii() and port.isdigit() and len(port) < 6
+        if not colon or not digits or int(port) > 65535:
             self._errors.append(
                 f'[http] listen: must be "127.0.0.1:9464" or ":9464", got {table["listen"]!r}'
             )

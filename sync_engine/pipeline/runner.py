@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any, Self
 from sync_engine import adapters
 from sync_engine.core.results import EngineState, FlushReport
 from sync_engine.engine import SyncEngine
-from sync_engine.errors import ConfigError, SyncEngineError
+from sync_engine.errors import ConfigError, EngineClosed, SyncEngineError
 from sync_engine.house import Stores
 from sync_engine.pipeline.endpoint import Answer, Endpoint
 from sync_engine.pipeline.model import PipelineConfig, SinkSpec, SourceSpec
@@ -23,12 +24,17 @@ from sync_engine.replication import Replicator
 from sync_engine.runtime import SystemRuntime
 from sync_engine.telemetry import get_logger
 from sync_engine.telemetry.exposition import CONTENT_TYPE, render_text
+from sync_engine.telemetry.metrics import Gauge
 
 __all__ = ["Pipeline", "Stopped"]
 
 _log = get_logger("pipeline")
 _HTTP = "http"
+_LOOK = "http.look"
 _FRESH_S = 1.0
+_LOOK_S_MAX = 0.8
+_OLD_S = 10.0
+_STEP_S_MAX = 1.0
 _JSON = "application/json"
 
 
@@ -77,6 +83,9 @@ class Pipeline:
         self.endpoint: Endpoint | None = None
         self._ready_at = float("-inf")
         self._ready: Answer = (503, _JSON, b"{}\n")
+        self._told: set[Gauge] = set()
+        self._looked = self.runtime.event()  # lowered while somebody waits for it
+        self._looked.set()
 
     # -- checking ---------------------------------------------------------------------------------
 
@@ -218,8 +227,11 @@ class Pipeline:
             action()
         except SyncEngineError as exc:
             errors.append(str(exc))
-            return False
-        return True
+        except Exception as exc:  # of somebody's adapter: the others are changed all the same
+            errors.append(f"{type(exc).__name__}: {exc}")
+        else:
+            return True
+        return False
 
     def forget(self, name: str) -> bool:
         """Let the log go on without a sink that is not configured; return whether it was known.
@@ -244,9 +256,7 @@ class Pipeline:
         left: dict[str, int] = {}
         dead = 0
         if self.engine.state is EngineState.RUNNING:
-            for spec in self.config.sources:
-                with contextlib.suppress(ConfigError):
-                    self.engine.pause(f"source:{spec.name}")
+            self._hold_sources(min(_STEP_S_MAX, timeout_s))
             if self.replicator is not None:
                 with contextlib.suppress(SyncEngineError):
                     self.replicator.close()
@@ -263,6 +273,16 @@ class Pipeline:
         )
         _log.info("pipeline_stopped", left=left, dead_letters=stopped.dead_letters)
         return stopped
+
+    def _hold_sources(self, timeout_s: float) -> None:
+        """Let the steps under way end: what they write is delivered with the rest."""
+        until = self.runtime.clock.monotonic() + timeout_s
+        names = [f"source:{spec.name}" for spec in self.config.sources]
+        for name in names:
+            with contextlib.suppress(ConfigError):
+                self.engine.pause(name)
+        for name in names:
+            self.runtime.remove_job(name, max(0.0, until - self.runtime.clock.monotonic()))
 
     def abandon(self) -> None:
         """Close at once; what was not delivered stays in the log."""
@@ -284,6 +304,7 @@ class Pipeline:
         )
         endpoint.open()
         self.endpoint = endpoint
+        self.runtime.add_job(_LOOK, self._look)
         self.runtime.add_job(_HTTP, endpoint.step)
 
     def _close_endpoint(self) -> None:
@@ -293,6 +314,7 @@ class Pipeline:
             self.runtime.wake(_HTTP)
             if self.runtime.remove_job(_HTTP, 5.0):
                 endpoint.release()
+            self.runtime.remove_job(_LOOK, 0.0)  # it may wait for a tier: nobody waits for it
 
     def _healthz(self) -> Answer:
         state = self.engine.state
@@ -300,31 +322,56 @@ class Pipeline:
         return (200 if live else 503), _JSON, _encoded({"state": state.value})
 
     def _readyz(self) -> Answer:
-        now = self.runtime.clock.monotonic()
-        if now - self._ready_at >= _FRESH_S:  # it asks every tier: not more often than this
-            health = self.engine.health()
-            body = {
-                "ready": health.ready,
-                "state": health.state.value,
-                "degraded": list(health.degraded),
-                "pending_items": health.pending_items,
-                "backpressure": health.backpressure,
-                "dead_letters": health.dead_letters,
-                **{name: health.details.get(name, {}) for name in ("sinks", "sources")},
-            }
-            self._ready = (200 if health.ready else 503), _JSON, _encoded(body)
-            self._ready_at = now
-        return self._ready
+        clock = self.runtime.clock
+        if clock.monotonic() - self._ready_at >= _FRESH_S:
+            self._looked.clear()
+            self.runtime.wake(_LOOK)
+            self._looked.wait(_LOOK_S_MAX)
+        if clock.monotonic() - self._ready_at < _OLD_S:
+            return self._ready
+        told = "the tiers do not answer in time"
+        return 503, _JSON, _encoded({"ready": False, "degraded": [told]})
+
+    def _look(self) -> float:
+        """Ask every tier, in a job of its own: one that hangs keeps `/healthz` from nobody."""
+        if not self._looked.is_set():
+            with contextlib.suppress(EngineClosed):
+                self._ready = self._asked()
+                self._ready_at = self.runtime.clock.monotonic()
+        self._looked.set()
+        return float("inf")
+
+    def _asked(self) -> Answer:
+        health = self.engine.health()
+        body = {
+            "ready": health.ready,
+            "state": health.state.value,
+            "degraded": list(health.degraded),
+            "pending_items": health.pending_items,
+            "backpressure": health.backpressure,
+            "dead_letters": health.dead_letters,
+            **{name: health.details.get(name, {}) for name in ("sinks", "sources")},
+        }
+        return (200 if health.ready else 503), _JSON, _encoded(body)
 
     def _metrics(self) -> Answer:
         metrics, status = self.engine.metrics, self.status()
+        told: set[Gauge] = set()
+
+        def tell(gauge: Gauge, value: float) -> None:
+            gauge.set(float(value))
+            told.add(gauge)
+
         for name, sink in status["sinks"].items():
-            metrics.gauge("sink_lag_bytes", sink=name).set(sink["lag_bytes"])
-            metrics.gauge("sink_lag_seconds", sink=name).set(sink["lag_s"])
-            metrics.gauge("sink_copying", sink=name).set(float(sink["stage"] != "follow"))
+            tell(metrics.gauge("sink_lag_bytes", sink=name), sink["lag_bytes"])
+            tell(metrics.gauge("sink_lag_seconds", sink=name), sink["lag_s"])
+            tell(metrics.gauge("sink_copying", sink=name), sink["stage"] != "follow")
         for name, source in status["sources"].items():
             for key, value in source["progress"].items():
-                metrics.gauge("source_progress", source=name, of=str(key)).set(float(value))
+                tell(metrics.gauge("source_progress", source=name, of=str(key)), value)
+        for gauge in self._told - told:  # of what is gone: its last value would stand for ever
+            gauge.set(math.nan)
+        self._told = told
         log = status["log"]
         metrics.gauge("log_pending_items").set(log["pending_items"])
         metrics.gauge("log_pending_bytes").set(log["pending_bytes"])

@@ -100,7 +100,7 @@ def parse_address(url: str) -> Address:
         if path and database:
             _refuse(url, "names its database twice")
         database = database or path
-    elif not parts.path.startswith("/"):
+    elif not parts.path.startswith("/") or parts.netloc.rpartition("@")[2]:
         _refuse(url, "needs the path of a socket, as in unix:///run/redis.sock")
     username, password = _credentials(url, parts.netloc)
     return Address(

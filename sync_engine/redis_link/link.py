@@ -121,6 +121,9 @@ class Link:
             return self._connection.read_response()
         except redis_errors.ResponseError as exc:
             return exc
+        except BaseException:  # the driver has let go of it, and would connect to say more
+            self._open = False
+            raise
 
     def close(self) -> None:
         """Close it; safe twice."""

@@ -24,6 +24,10 @@ local seen, identity = KEYS[3], call('HGET', KEYS[2], 'stream') or ''
 local gap = call('HGET', seen, 'gap')
 if gap then return {{}, gap} end
 local function missing(why) call('HSET', seen, 'gap', why); return why end
+-- What is no number that stays one in the hash is no entry of ours.
+local function whole(text)
+  return text and #text < 15 and string.find(text, '^%d+$') and num(text)
+end
 local known = call('HGET', seen, 'stream')
 if not known then call('HSET', seen, 'stream', identity)
 elseif known == '' and identity ~= '' then call('HSET', seen, 'stream', identity)
@@ -36,7 +40,7 @@ for _, entry in ipairs(entries) do
   local f = {}
   local flat = entry[2] or {}
   for i = 1, #flat, 2 do f[flat[i]] = flat[i + 1] end
-  local after, position, n, of = num(f.after), num(f.position), num(f.n), num(f.of)
+  local after, position, n, of = whole(f.after), whole(f.position), whole(f.n), whole(f.of)
   if f.log and after and position and n and of then
     local place = call('HGET', seen, 'o:' .. f.log)
     local first = call('HGET', seen, 'excused:' .. f.log)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sync_engine import SyncEngine
+from sync_engine.errors import Backpressure
 from tests.cli.conftest import Cli
 
 
@@ -73,6 +76,17 @@ def test_files_keep_their_path_from_here(
     cli("ingest", "sub/b.bin", str(tree / "a.txt"))
 
     assert ids(cli) == ["a.txt", "sub/b.bin"]
+
+
+def test_a_file_beside_here_has_its_name_for_an_id(
+    cli: Cli, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No id leads out of anywhere, and a detour makes no other id."""
+    monkeypatch.chdir(tree / "sub")
+
+    cli("ingest", "../a.txt", "../sub/b.bin")
+
+    assert ids(cli) == ["a.txt", "b.bin"]
 
 
 def test_two_files_of_one_id_are_told(cli: Cli, tree: Path) -> None:
@@ -172,6 +186,35 @@ def test_names_come_from_standard_input(
     assert ran.code == 3
     assert (ran.json["accepted"], ran.json["refused"]) == (2, 1)
     assert ids(cli) == ["a.txt", "sub/b.bin"]
+
+
+def test_a_name_from_standard_input_that_is_no_text_is_refused_alone(
+    cli: Cli, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tree)
+    (tree / os.fsdecode(b"bad\xff")).write_bytes(b"x")
+    stdin(monkeypatch, b"bad\xff\na.txt\n")
+
+    ran = cli("ingest", "-", "--json")
+
+    assert (ran.json["accepted"], ran.json["refused"]) == (1, 1)
+    assert ids(cli) == ["a.txt"]
+
+
+def test_a_signal_is_heard_while_the_archive_does_not_keep_up(
+    cli: Cli, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def crowded(engine: SyncEngine, *args: Any) -> Any:
+        calls.append(args)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise Backpressure("too much waits", 0.0)
+
+    monkeypatch.setattr(SyncEngine, "submit_many", crowded)
+
+    assert cli("ingest", str(tree)).code == 128 + signal.SIGTERM
+    assert len(calls) == 1
 
 
 def test_many_items_are_counted_over_groups(cli: Cli, tmp_path: Path) -> None:

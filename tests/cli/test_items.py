@@ -143,6 +143,25 @@ def test_get_keeps_the_mode_of_a_file_it_replaces(cli: Cli, tmp_path: Path) -> N
     assert out.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_file_that_cannot_be_written_whole_stays_as_it_was(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "here" / "out"
+    out.parent.mkdir()
+    out.write_text("old")
+    assert cli("put", "a", "--text", "new").code == 0
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    ran = cli("get", "a", "-o", str(out))
+
+    assert ran.code == 1
+    assert "No space left" in ran.err
+    assert {path.name: path.read_text() for path in out.parent.iterdir()} == {"out": "old"}
+
+
 def test_delete_tells_what_there_was(cli: Cli) -> None:
     for id in ("a", "b", "c"):
         cli("put", id, "--text", id)
@@ -155,6 +174,15 @@ def test_delete_tells_what_there_was(cli: Cli) -> None:
     assert ran.code == 3
     assert ran.json == {"deleted": {"b": True, "never": False}}
     assert cli("get", "c").code == 0
+
+
+def test_what_was_deleted_before_a_mistake_is_told(cli: Cli) -> None:
+    assert cli("put", "a", "--text", "x").code == 0
+
+    ran = cli("delete", "a", "x" * 600, "--json")
+
+    assert ran.code == 2
+    assert ran.json == {"deleted": {"a": True}}
 
 
 def test_scan_lists_in_bytewise_order(cli: Cli) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,63 @@ def test_commands_tell_and_mend(cli: Cli, tmp_path: Path) -> None:
     assert cli("verify", "--json", *there).json["items"] == 2
     assert cli("repair", "--dry-run", "--json", *there).json["actions"] == []
     assert cli("merkle", "build", "--json", *there).json["live"] == 2
+
+
+def test_a_damaged_row_is_told_and_a_dry_run_leaves_everything(cli: Cli, data_dir: Path) -> None:
+    for id in ("a", "b"):
+        assert cli("put", id, "--text", "hello").code == 0
+    with closing(sqlite3.connect(data_dir / "archive.db")) as db, db:
+        assert db.execute("UPDATE sync_items SET version = version + 1 WHERE id = 'a'").rowcount
+
+    assert cli("verify").code == 5
+    told = cli("repair", "--dry-run", "--json").json
+    assert told["dry_run"]
+    assert told["actions"]
+    assert cli("verify").code == 5
+    assert cli("repair", "--dry-run", "--json").json == told
+
+
+def test_a_comparison_that_may_tell_nothing_does_not_say_that_all_is_equal(
+    cli: Cli, tmp_path: Path
+) -> None:
+    here, there = ("--data-dir", str(tmp_path / "a")), ("--data-dir", str(tmp_path / "b"))
+    url = f"sqlite:///{tmp_path}/a/archive.db"
+    assert cli("put", "a", "--text", "1", *here).code == 0
+    for id in ("b", "c"):
+        assert cli("put", id, "--text", "2", *there).code == 0
+
+    refused = cli("merkle", "diff", url, "--limit", "0", *there)
+    assert (refused.code, refused.out) == (2, "")
+    for limit, told in (("2", True), ("3", False)):
+        ran = cli("merkle", "diff", url, "--limit", limit, "--json", *there)
+        assert ran.code == 1
+        assert ("there are more than" in ran.err) is told
+    assert len(ran.lines) == 3
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("scan", "\udcff"),
+        ("scan", "--after", "\udcff"),
+        ("merkle", "show", "\udcff"),
+        ("merkle", "show", "--after", "\udcff"),
+        ("merkle", "diff", "sqlite:////nowhere/x.db", "--path", "\udcff"),
+        ("verify", "--after", "\udcff"),
+        ("repair", "--from", "sqlite:////nowhere/x.db", "--path", "\udcff"),
+    ],
+    ids=lambda words: "-".join(words[:-1]),
+)
+def test_a_word_that_is_not_utf8_is_a_mistake_of_who_wrote_it(
+    cli: Cli, words: tuple[str, ...]
+) -> None:
+    """And no outage that would pass."""
+    assert cli("put", "a", "--text", "1").code == 0
+
+    ran = cli(*words)
+
+    assert ran.code == 2
+    assert "must be UTF-8" in ran.err
 
 
 @pytest.mark.external

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -14,8 +16,10 @@ import pytest
 
 from sync_engine import SyncEngine
 from sync_engine.cli import main, make_parser
+from sync_engine.cli.problems import explain
 from sync_engine.cli.signals import Interrupted, Stop
 from sync_engine.cli.table import COMMANDS, Listed
+from sync_engine.errors import ConfigError
 from tests.cli.conftest import Cli
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
@@ -149,6 +153,51 @@ def test_options_stand_before_or_after_the_command(
     assert cli("config", "explain", "--json", "--set", "l1_policy=fifo").code in {0, 2}
 
 
+def test_what_stands_before_and_after_the_command_adds_up(cli: Cli) -> None:
+    ran = cli(
+        "--set", "durability=fsync", "config", "explain", "--set", "l1_bytes_max=500000", "--json"
+    )  # fmt: skip
+
+    values = {row["setting"]: row["value"] for row in ran.json}
+    assert (values["durability"], values["l1_bytes_max"]) == ("fsync", "500000 B")
+    assert "Traceback" in cli("-v", "get", "a", "-v").err
+
+
+@pytest.mark.parametrize("closed", ["stdin", "stdout", "stderr"])
+def test_a_closed_stream_is_no_mistake_of_ours(
+    closed: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python has None in its place, as under a supervisor that gives nothing."""
+    monkeypatch.setattr(sys, closed, None)
+    assert cli("put", "a", "--text", "x").code == 0
+    assert cli("get", "a").code == 0
+    assert cli("get", "nothing").code == 1
+    if closed != "stdin":
+        getattr(sys, closed).close()
+    else:
+        for words in (("put", "b", "-"), ("ingest", "-"), ("ingest", "--jsonl", "-")):
+            ran = cli(*words)
+            assert (ran.code, "standard input is closed" in ran.err) == (2, True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    "words", [("--version",), ("get", "a"), ("config", "explain"), ("--help",)]
+)
+def test_output_that_does_not_arrive_is_a_failure(
+    words: tuple[str, ...], cli: Cli, data_dir: Path
+) -> None:
+    assert cli("put", "a", "--text", "x").code == 0
+    command = [sys.executable, "-m", "sync_engine", "--data-dir", str(data_dir), *words]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+
+    with Path("/dev/full").open("wb") as full:
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment)
+
+    assert ran.returncode == 1
+    assert b"Traceback" not in ran.stderr
+
+
 def test_settings_come_from_option_then_environment_then_file(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +222,23 @@ def test_no_password_is_shown(cli: Cli) -> None:
         ran = cli(*urls, *args)
         assert "hunter2" not in ran.out + ran.err
         assert ran.out + ran.err
+
+
+@pytest.mark.parametrize("kind", [ConfigError, ValueError, OSError])
+def test_no_line_of_an_error_shows_a_password(
+    kind: type[Exception], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: object) -> None:
+        raise kind("one redis://:hunter2@h/0\ntwo mysql://u:hunter2@h/x")
+
+    monkeypatch.setattr("sync_engine.config.SyncEngineConfig.explain", fails)
+
+    ran = cli("config", "explain", "-vv")
+
+    assert ran.code != 0
+    assert "two mysql://" in ran.err
+    assert "hunter2" not in ran.err
+    assert "hunter2" not in "".join(explain(kind("two\nmysql://u:hunter2@h/x"))[1:])
 
 
 def test_the_traceback_is_for_those_who_ask_twice(cli: Cli) -> None:
@@ -272,6 +338,25 @@ def test_a_reader_that_goes_away_is_no_error(cli: Cli, start: Start, tmp_path: P
     child.stderr.close()
     assert child.stdin is not None
     child.stdin.close()
+
+
+def test_who_follows_through_a_pipe_sees_each_change_at_once(data_dir: Path, cli: Cli) -> None:
+    """What is kept back until a block is full would be seen hours later."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    kept = ["--data-dir", str(data_dir), "--set", "feed_items_kept=10"]
+    assert cli("put", "a", "--text", "x", *kept[2:]).code == 0
+    while not cli("changes", "--json").raw:  # the log's cursors are saved a moment later
+        assert cli("flush", *kept[2:]).code == 0
+    command = [sys.executable, "-m", "sync_engine", *kept, "changes", "--follow", "--json"]
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as child:
+        assert child.stdout is not None
+        try:
+            ready, _, _ = select.select([child.stdout], [], [], 30)
+            assert ready
+            assert json.loads(child.stdout.readline())["id"] == "a"
+        finally:
+            child.kill()
 
 
 def test_colour_is_for_terminals_only(cli: Cli, data_dir: Path) -> None:

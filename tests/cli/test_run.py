@@ -66,6 +66,13 @@ class Process:
         lines = [json.loads(line) for line in self.log.read_text().splitlines() if line[:1] == "{"]
         return [line for line in lines if line["event"] == name]
 
+    def ready(self) -> dict[str, Any]:
+        """Return what the endpoint tells of a pipeline that has started."""
+        listen = self.events("pipeline_started")[-1]["listen"]
+        with urllib.request.urlopen(f"http://{listen}/readyz", timeout=10) as answer:
+            told: dict[str, Any] = json.load(answer)
+            return told
+
     def rows(self, name: str) -> dict[str, bytes]:
         return rows(self.directory / f"{name}.db")
 
@@ -105,9 +112,7 @@ def test_logs_are_json_and_the_endpoint_answers(process: Process) -> None:
     process.write(10, "a")
     process.start()
     until(lambda: process.events("pipeline_started"), process)
-    listen = process.events("pipeline_started")[0]["listen"]
-    with urllib.request.urlopen(f"http://{listen}/readyz", timeout=10) as answer:
-        assert json.load(answer)["ready"] is True
+    assert process.ready()["ready"] is True
     process.signal(signal.SIGTERM)
     assert process.ends() == 0
     assert all(line.startswith("{") for line in process.log.read_text().splitlines()[:-1])
@@ -129,6 +134,43 @@ def test_a_changed_file_and_a_hangup_are_taken(process: Process) -> None:
     reloaded = len(process.events("pipeline_reloaded"))
     process.signal(signal.SIGHUP)
     until(lambda: len(process.events("pipeline_reloaded")) > reloaded, process)
+    process.signal(signal.SIGTERM)
+    assert process.ends() == 0
+
+
+def test_a_signal_during_a_reload_that_fails_is_heard(process: Process) -> None:
+    process.write(10, "a")
+    process.start()
+    until(lambda: len(process.rows("a")) == 10, process)
+
+    with process.path.open("a") as file:
+        file.write(f'[[source]]\nname = "other"\ntype = "{HERE}:terminating"\n')
+
+    assert process.ends() == 0
+    assert "cannot be used" in process.events("reload_failed")[0]["error"]
+
+
+def test_a_new_part_that_fails_in_its_own_way_ends_nothing(process: Process) -> None:
+    process.write(10, "a")
+    process.start()
+    until(lambda: len(process.rows("a")) == 10, process)
+
+    with process.path.open("a") as file:
+        file.write(f'[[source]]\nname = "other"\ntype = "{HERE}:unreachable"\n')
+    until(lambda: process.events("reload_failed"), process)
+    process.write(20, "a")
+
+    until(lambda: len(process.rows("a")) == 20, process)
+    process.signal(signal.SIGTERM)
+    assert process.ends() == 0
+
+
+def test_letting_go_of_a_sink_that_nobody_knows_is_told(process: Process) -> None:
+    """A misspelt name would leave the log growing for the one that was meant."""
+    process.write(10, "a")
+    process.start("--forget", "aa")
+    until(lambda: len(process.rows("a")) == 10, process)
+    assert [one["sink"] for one in process.events("sink_not_known")] == ["aa"]
     process.signal(signal.SIGTERM)
     assert process.ends() == 0
 
@@ -160,12 +202,12 @@ def test_a_second_signal_ends_at_once(process: Process) -> None:
     process.write(10, "a", extra='close_timeout_s = "60s"\n')
     process.start()
     until(lambda: process.events("sink_failed"), process)
+    until(lambda: process.events("pipeline_started"), process)
     process.signal(signal.SIGTERM)
-    time.sleep(0.5)
-    assert process.child is not None
-    assert process.child.poll() is None
+    until(lambda: process.ready()["sources"]["in"]["paused"], process)  # it stops, and waits
     process.signal(signal.SIGTERM)
     assert process.ends() == 128 + signal.SIGTERM
+    assert process.events("pipeline_stopped") == []
 
 
 def test_what_is_left_is_told_with_its_exit_code(process: Process) -> None:
@@ -185,6 +227,17 @@ def test_a_check_runs_nothing(cli: Cli, tmp_path: Path) -> None:
     assert ran.code == 0
     assert ran.json["sinks"] == [{"name": "a", "type": f"{HERE}:file_sink", "prefix": [""]}]
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("words", [("run",), ("tables", "lag")])
+def test_a_second_file_of_settings_is_not_passed_over(
+    words: tuple[str, ...], cli: Cli, tmp_path: Path
+) -> None:
+    process = Process(tmp_path)
+    process.write(10, "a")
+    ran = cli(*words, str(process.path), "--config", "settings.toml")
+    assert ran.code == 2
+    assert "put them into its [engine]" in ran.err
 
 
 def test_a_file_that_cannot_be_used_is_a_mistake_of_usage(cli: Cli, tmp_path: Path) -> None:

@@ -220,6 +220,16 @@ def test_look_alikes_in_different_tables_of_the_chain_do_not_hide_each_other() -
             assert filter.might_contain(second)
 
 
+def test_a_filter_that_outgrows_its_size_many_times_has_a_short_chain() -> None:
+    """Each table is larger than the one before: a miss looks through few, however it came about."""
+    filter = CuckooFilter(10, seed=3)
+    for id in ids_of(30_000):
+        filter.add(id)
+
+    assert filter.tables <= 12
+    assert CuckooFilter.from_bytes(filter.to_bytes()).count == 30_000
+
+
 def test_deleting_half_denies_none_of_the_other_half() -> None:
     filter = CuckooFilter(1_000, seed=5)
     ids = ids_of(50_000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
@@ -318,6 +319,39 @@ def test_a_snapshot_is_trusted_again_with_the_ids_that_came_after(manager: Filte
     known = [f"{number}" for number in range(300)] + ["late", "pending"]
     assert not any(map(again.definitely_absent, known))
     assert again.definitely_absent("other")
+
+
+def test_what_is_archived_while_a_snapshot_is_read_is_not_denied(manager: FilterManager) -> None:
+    """The archive was asked for its generation before, and the log for what waits in it after."""
+    data = warmed(manager, ["old"]).snapshot("u", 5, 1)
+    again = manager_of(Lease(), manager.kind)
+    again.add_many(["under way"])
+
+    def archived_meanwhile() -> Iterator[str]:
+        again.add("new")
+        again.add_many(["new"])  # and the archive takes it: the log has it no more
+        yield "pending"
+
+    assert restored(again, data, ids_after=archived_meanwhile())
+
+    assert not any(map(again.definitely_absent, ["old", "under way", "new", "pending"]))
+    assert again.definitely_absent("other")
+
+
+def test_a_snapshot_is_refused_where_nobody_remembers_what_came_since(
+    manager: FilterManager,
+) -> None:
+    data = warmed(manager, ["old"]).snapshot("u", 5, 1)
+    crowded, doubted = manager_of(Lease(), manager.kind), manager_of(Lease(), manager.kind)
+    for start in range(0, 20_000, 500):
+        crowded.add_many([f"{number}" for number in range(start, start + 500)])
+    warmed(doubted, ["old"])
+    doubted.distrust("doubt")
+
+    for again in (crowded, doubted):
+        assert not restored(again, data)
+        assert "not remembered" in again.reason
+        assert not again.definitely_absent("1")
 
 
 @pytest.mark.parametrize(

@@ -291,3 +291,60 @@ def test_ten_of_a_hundred_thousand_are_found_with_few_nodes() -> None:
     assert set(found.changed) == {mine[n].id for n in lost}
     assert found.nodes < 2_000
     assert found.calls < 100
+
+
+def test_the_hash_of_an_entry_is_what_it_always_was() -> None:
+    """Stored trees hold sums of it, and archives of two versions of the engine are compared."""
+    assert entry_hash(b"uk.nhs.1", 1882489772303188509, 0, -5).hex() == (
+        "d7c1c40bb0717280982cfa34feaf1301"
+    )
+    assert entry_hash(b"uk.nhs.1", 1882489772303188509, 1, -5).hex() == (
+        "db80e5c269392830fe33e3866ef6156c"
+    )
+
+
+def test_differences_are_told_in_the_order_of_ids() -> None:
+    """One side is a list, the other is walked in groups: what comes first is not smallest."""
+    here, there = entries("b"), entries(*(f"aaaa{n:03d}" for n in range(200)))
+
+    found = diff(Tree(here), Tree(there))
+
+    assert list(found.ids) == sorted(one.id for one in here + there)
+
+
+@pytest.mark.parametrize("letter", ["\ud7ff", "\U0010ffff", "\x7f"])
+def test_groups_of_letters_before_no_letter_are_whole(letter: str) -> None:
+    """The next number is that of a surrogate, or of nothing at all."""
+    ids = [f"a{letter}{letter}{n:03d}" for n in range(100)] + [f"a{letter}\ue000", "b"]
+    tree = Tree(entries(*ids))
+
+    inside = tree.merkle_children(f"a{letter}{letter}", limit=1000, grouped=True)
+    groups = tree.merkle_children(f"a{letter}", limit=50, grouped=True)
+
+    assert [node.path for node in inside.nodes] == ids[:100]
+    assert {node.path: node.total.live for node in groups.nodes} == {
+        f"a{letter}{letter}": 100,
+        f"a{letter}\ue000": 1,
+    }
+    assert list(diff(tree, Tree([])).ids) == sorted(ids)
+
+
+def test_a_child_larger_than_what_is_read_ahead_is_counted_whole() -> None:
+    tree = Tree(entries(*(f"a.{n:03d}" for n in range(300)), "b", *(f"c.{n}" for n in range(100))))
+
+    page = tree.merkle_children("", limit=3)
+
+    assert {node.path: node.total.live for node in page.nodes} == {"a": 300, "b": 1, "c": 100}
+    assert [node.total for node in page.nodes] == [
+        tree.merkle_node(node.path).total for node in page.nodes
+    ]
+
+
+def test_the_part_of_a_batch_below_an_id_ends_before_it() -> None:
+    batch = MerkleBatch()
+    for id in (b"a", b"b", b"c", b"b\0"):
+        batch.add(id, 1, False, 7)
+
+    assert batch.below(b"b").ids == [b"a"]
+    assert batch.below(b"b\0").ids == [b"a", b"b"]
+    assert list(batch.below(b"c").legs()) == [leg for leg in batch.legs() if leg[0] != b"c"]

@@ -206,6 +206,39 @@ def test_a_damaged_answer_is_no_answer(bench: Bench) -> None:
     assert bench.engine.merkle_mirrored().node == bench.engine.merkle_root()
 
 
+def test_a_position_that_is_no_text_is_written_over(bench: Bench) -> None:
+    bench.write("a")
+    bench.link.ask("test", [(b"SET", b"se:{feed}:merkle:latest", b"\xff\xfe")])
+
+    bench.run()
+
+    assert bench.engine.merkle_mirrored().behind == 0
+
+
+def test_a_position_is_not_named_before_its_answers_are_there(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection breaks after the first command that writes: what was there is told on."""
+    bench.write("a")
+    bench.run()
+    before = bench.engine.merkle_mirrored()
+    bench.write("b")
+    ask = bench.link.ask
+
+    def broken(operation: str, commands: Sequence[Sequence[bytes]]) -> list[Any]:
+        if commands[0][0] in (b"HSET", b"SET"):
+            ask(operation, commands[:1])
+            raise StoreUnavailable("redis", operation, "the connection broke")
+        return ask(operation, commands)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.link, "ask", broken)
+        bench.run()
+    found = bench.engine.merkle_mirrored()
+
+    assert (found.node, found.position) == (before.node, before.position)
+
+
 def test_a_mirror_of_another_archive_is_not_believed(bench: Bench) -> None:
     bench.write("a")
     bench.run()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,6 +103,15 @@ def counting(context: AdapterContext, *, count: int, prefix: str = "n.") -> Coun
     if count < 0:
         raise ConfigError(f"count must be 0 or more, got {count}")
     return Counting(context, count, prefix)
+
+
+def terminating(context: AdapterContext) -> Counting:
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise ConfigError("cannot be used")
+
+
+def unreachable(context: AdapterContext) -> Counting:
+    raise OSError("no such device")
 
 
 def needs_extra(context: AdapterContext) -> Counting:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
+import os
+import resource
+import select
 import socket
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 
 from sync_engine.errors import ConfigError
 from sync_engine.pipeline import Endpoint, HttpSettings
+from sync_engine.runtime import SystemClock
 from sync_engine.testing import SystemRuntime
 
 
@@ -60,6 +66,12 @@ def test_it_answers(endpoint: Endpoint) -> None:
     assert get(endpoint, "/hello", "HEAD") == (200, b"")
 
 
+def test_an_answer_to_head_has_no_body(endpoint: Endpoint) -> None:
+    answer = raw(endpoint, b"HEAD /hello HTTP/1.1\r\n\r\n")
+    assert b"Content-Length: 6\r\n" in answer
+    assert answer.endswith(b"\r\n\r\n")
+
+
 def test_it_says_no(endpoint: Endpoint) -> None:
     assert get(endpoint, "/other")[0] == 404
     assert get(endpoint, "/hello", "POST")[0] == 405
@@ -88,6 +100,45 @@ def test_who_connects_and_leaves_does_no_harm(endpoint: Endpoint) -> None:
     for _ in range(20):
         socket.create_connection(endpoint.address).close()
     assert get(endpoint, "/hello")[0] == 200
+
+
+def test_without_a_free_file_descriptor_it_waits_and_serves_again() -> None:
+    """The client stays in the queue: asking for it again and again would take a whole core."""
+    endpoint = Endpoint(
+        HttpSettings(port=0), {"/hello": lambda: (200, "text/plain", b"")}, SystemClock()
+    )
+    endpoint.open()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with closing(socket.create_connection(endpoint.address)) as client:
+        client.sendall(b"GET /hello HTTP/1.0\r\n\r\n")
+        lowest_free = client.fileno() + 1
+        taken = [os.dup(0) for _ in range(3)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min([*taken, lowest_free]), limits[1]))
+        try:
+            waits_s = endpoint.step()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for number in taken:
+                os.close(number)
+        assert waits_s > 0.0
+        assert endpoint.step() == 0.0
+        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+    endpoint.close()
+    endpoint.release()
+
+
+def test_a_step_that_meets_the_closing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = Endpoint(HttpSettings(port=0), {}, SystemClock())
+    endpoint.open()
+    look = select.select
+
+    def closed_meanwhile(*arguments: Any) -> Any:
+        endpoint.close()
+        return look(*arguments)
+
+    monkeypatch.setattr(select, "select", closed_meanwhile)
+    assert endpoint.step() == math.inf
+    endpoint.release()
 
 
 def test_an_address_in_use_is_told(endpoint: Endpoint) -> None:

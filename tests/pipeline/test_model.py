@@ -76,6 +76,7 @@ def test_everything_that_can_be_said_is_taken(written: Written) -> None:
         ("[engine]\ndata_dri = '.'\n" + SMALL, "did you mean data_dir"),
         ("[engine]\nl1_bytes_max = 'much'\n" + SMALL, "l1_bytes_max"),
         ("[http]\nlisten = 'here'\n" + SMALL, "127.0.0.1:9464"),
+        ("[http]\nlisten = ':" + "9" * 5000 + "'\n" + SMALL, "127.0.0.1:9464"),
         ("[http]\nlisen = ':1'\n" + SMALL, "did you mean listen"),
         ("[run]\nreport_s = 'often'\n" + SMALL, "report_s"),
         ("[source]\nname = 'in'\n", r"\[\[source\]\]"),

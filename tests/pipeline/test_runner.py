@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import http.client
 import json
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sync_engine import SyncEngine
 from sync_engine.errors import ConfigError
 from sync_engine.pipeline import Pipeline, PipelineConfig, load
-from tests.pipeline.adapters_for_tests import rows
+from sync_engine.ports import SourceBatch
+from sync_engine.replication import Replicator
+from tests.pipeline.adapters_for_tests import Counting, rows
 
 HERE = "tests.pipeline.adapters_for_tests"
 
@@ -186,3 +191,140 @@ def test_what_is_taken_when_it_stops_is_delivered_though_there_is_more(files: Fi
         stopped = pipeline.stop(20.0)
     assert stopped.left == {}
     assert len(files.rows("out")) > 2000
+
+
+def test_a_batch_that_is_being_taken_when_it_stops_is_delivered_with_the_rest(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that wrote after the flush would leave changes behind, though nothing is amiss."""
+    polled, flushes = threading.Event(), threading.Event()
+    pipeline = Pipeline(files.load(files.source("in", 10), files.sink("out")))
+    flush, seen = SyncEngine.flush, []
+
+    def poll(source: Counting, items_max: int) -> SourceBatch:
+        polled.set()
+        flushes.wait(0.3)
+        return Counting.poll(source, items_max)
+
+    def flushed(engine: SyncEngine, *args: Any, **options: Any) -> Any:
+        seen.append(engine.stats()["sources"]["in"]["taken"])
+        flushes.set()
+        return flush(engine, *args, **options)
+
+    monkeypatch.setattr(SyncEngine, "flush", flushed)
+    monkeypatch.setattr(f"{HERE}.Counting", type("Slow", (Counting,), {"poll": poll}))
+    pipeline.start()
+    assert polled.wait(20)
+    stopped = pipeline.stop(20.0)
+
+    assert seen == [10]
+    assert stopped.left == {}
+    assert len(files.rows("out")) == 10
+
+
+def test_a_new_part_that_fails_in_its_own_way_leaves_the_others_as_configured(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What runs is known afterwards: the next file is compared with that."""
+    with Pipeline(files.load(files.source("one", 10), files.sink("a"))) as pipeline:
+        until(lambda: len(files.rows("a")) == 10)
+        add = SyncEngine.add_sink
+
+        def fails(engine: SyncEngine, name: str, *args: Any, **options: Any) -> Any:
+            if name == "b":
+                raise OSError("no such device")
+            return add(engine, name, *args, **options)
+
+        monkeypatch.setattr(SyncEngine, "add_sink", fails)
+        new = files.load(files.source("one", 10), files.sink("b"), files.sink("c"))
+        with pytest.raises(ConfigError, match="OSError: no such device"):
+            pipeline.reload(new)
+        assert {spec.name for spec in pipeline.config.sinks} == {"c"}
+        monkeypatch.undo()
+        pipeline.reload(new)
+        until(lambda: len(files.rows("b")) == 10 == len(files.rows("c")))
+
+
+def test_a_tier_that_hangs_keeps_nobody_from_learning_that_the_process_lives(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who restarts what does not answer would restart it for a fault of its database."""
+    asked, go_on = threading.Event(), threading.Event()
+    health = SyncEngine.health
+
+    def hung(engine: SyncEngine) -> Any:
+        asked.set()
+        assert go_on.wait(30)
+        return health(engine)
+
+    monkeypatch.setattr(SyncEngine, "health", hung)
+    with Pipeline(files.load(files.source("in", 1))) as pipeline:
+        try:
+            status, body = get(pipeline, "/readyz")
+            assert (status, json.loads(body)["ready"]) == (503, False)
+            assert asked.is_set()
+            assert get(pipeline, "/healthz")[0] == 200
+        finally:
+            go_on.set()
+        until(lambda: get(pipeline, "/readyz")[0] == 200)
+
+
+def test_readiness_is_asked_for_once_a_second_at_most(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    health = SyncEngine.health
+
+    def counted(engine: SyncEngine) -> Any:
+        asked.append(time.monotonic())
+        return health(engine)
+
+    monkeypatch.setattr(SyncEngine, "health", counted)
+    with Pipeline(files.load(files.source("in", 1))) as pipeline:
+        until(lambda: get(pipeline, "/readyz")[0] == 200 and len(asked) > 2)
+    pauses = [after - before for before, after in pairwise(asked)]
+    assert min(pauses) >= 0.95
+
+
+def test_what_is_gone_has_no_value_in_the_metrics(files: Files) -> None:
+    """Its last lag would be watched for ever."""
+    with Pipeline(files.load(files.source("in", 1), files.sink("a"), files.sink("b"))) as pipeline:
+        until(lambda: len(files.rows("b")) == 1)
+        until(lambda: 'sink_lag_bytes{sink="b"} 0.0' in get(pipeline, "/metrics")[1])
+        pipeline.reload(files.load(files.source("other", 1), files.sink("a")))
+
+        body = get(pipeline, "/metrics")[1]
+
+        assert 'sync_engine_sink_lag_bytes{sink="b"} NaN' in body
+        assert 'sync_engine_sink_lag_bytes{sink="a"} NaN' not in body
+        assert 'sync_engine_source_progress{of="next",source="in"} NaN' in body
+        pipeline.reload(files.load(files.source("in", 1), files.sink("a"), files.sink("b")))
+        until(lambda: 'sink_lag_bytes{sink="b"} 0.0' in get(pipeline, "/metrics")[1])
+
+
+def test_settings_of_the_process_are_taken_without_a_restart(files: Files) -> None:
+    with Pipeline(files.load(files.source("one", 10))) as pipeline:
+        found = pipeline.reload(files.load(files.source("one", 10), "[run]\nreport_s = 7\n"))
+        assert found.needs_restart == ()
+        assert pipeline.config.run.report_s == 7.0
+
+
+def test_nothing_more_is_taken_from_peers_when_it_stops(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = []
+    close, flush = Replicator.close, SyncEngine.flush
+
+    def closed(replicator: Replicator) -> Any:
+        order.append("peers")
+        return close(replicator)
+
+    def flushed(engine: SyncEngine, *args: Any, **options: Any) -> Any:
+        order.append("flush")
+        return flush(engine, *args, **options)
+
+    monkeypatch.setattr(Replicator, "close", closed)
+    monkeypatch.setattr(SyncEngine, "flush", flushed)
+    with Pipeline(files.load(files.source("one", 10))):
+        pass
+    assert order == ["peers", "flush"]

@@ -15,6 +15,8 @@ from sync_engine.core.feed import FIELDS, Link, entry_fields
 from sync_engine.core.item import Change
 from sync_engine.errors import ConfigError, FeedGap
 from sync_engine.ports import AdapterContext
+from sync_engine.redis_link.stream import StreamLink
+from sync_engine.redis_link.stream_reader import StreamReader
 from sync_engine.runtime import SystemClock, SystemRuntime
 from sync_engine.sinks.redis_stream import RedisStreamSink
 from sync_engine.sources.change_stream import ChangeStream, from_settings
@@ -153,6 +155,27 @@ def test_entries_that_nobody_understands_are_put_aside_and_passed(
 
 
 @pytest.mark.parametrize("group", ["", "workers"])
+@pytest.mark.parametrize("number", ["1e20", "-3", "0x10", "inf", "9" * 15, " 7"])
+def test_an_entry_with_a_number_that_is_none_blocks_nobody(
+    number: str, group: str, writer: Writer, make: Callable[..., ChangeStream],
+    redis_server: RedisServer,
+) -> None:  # fmt: skip
+    """Scripts on the server take more for numbers than they can keep."""
+    writer.write(put("a", 1))
+    for name in ("after", "position", "n", "of"):
+        fields = {"log": "evil", "after": "0", "position": "1", "n": "1", "of": "1", name: number}
+        redis_server.client().xadd(STREAM, fields)
+        redis_server.client().xadd(STREAM, fields)
+    source = make(group=group)
+    assert [change.id for change in drain(source)] == ["a"]
+    writer.write(put("b", 2))
+
+    assert [change.id for change in drain(source)] == ["b"]
+    assert source.progress()["poison"] == 8
+    assert source.gaps == 0
+
+
+@pytest.mark.parametrize("group", ["", "workers"])
 def test_a_read_of_nothing_but_poison_moves_on_and_does_not_spin(
     group: str, writer: Writer, make: Callable[..., ChangeStream], redis_server: RedisServer
 ) -> None:
@@ -196,6 +219,27 @@ def test_an_altered_entry_of_an_engine_is_poison_and_no_gap(
     assert source.progress()["poison"] == 1
     assert source.gaps == 0
     after.close()
+
+
+def test_an_altered_entry_excuses_one_hole_and_not_the_next(redis_url: str) -> None:
+    """What stands in its place is missing; what is missing later is missing for another reason."""
+    link = StreamLink(redis_url, prefix="se", name="changes", clock=CLOCK)
+    link.open()
+    for name, number in (("a", 1), ("broken", 2), ("c", 3), ("e", 5)):  # and no fourth
+        values = entry_fields(put(name, number), Link(LOG, number - 1, number))
+        if name == "broken":
+            values[-2] = b"altered"
+        pairs = [part for pair in zip(FIELDS, values, strict=True) for part in pair]
+        link.ask("write", [[b"XADD", STREAM.encode(), b"*", *pairs]])
+    reader = StreamReader(link)
+
+    batch = reader.read(10)
+
+    assert [change.id for entry in batch.entries for change in entry.changes] == ["a", "c"]
+    assert len(batch.poison) == 1
+    with pytest.raises(FeedGap, match="read up to position 3"):
+        reader.read(10)
+    link.close()
 
 
 # -- gaps -----------------------------------------------------------------------------------------

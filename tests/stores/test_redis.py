@@ -236,6 +236,33 @@ def test_fills_from_before_a_new_epoch_are_dropped(redis_server: Any, clock: Man
 
 
 @pytest.mark.external
+@pytest.mark.parametrize("event", ["flushed", "restarted"])
+def test_a_fill_that_finds_a_new_epoch_itself_is_dropped(
+    redis_server: Any, clock: ManualClock, event: str
+) -> None:
+    """Nobody else has asked meanwhile: what it read may be older than the marks that are gone."""
+    store = RedisStore(redis_server.url, clock=clock, fill_pause_s=5.0)
+    store.attach()
+    store.apply([Change("a", 9, None)])
+    if event == "flushed":
+        redis_server.flush()
+    else:
+        redis_server.restart()
+
+    there = value_keys(redis_server)
+
+    for _ in range(3):
+        store.fill([put("a", 3, b"read before the delete")])
+
+    assert value_keys(redis_server) == there
+    assert store.stats()["fills_dropped"] == 3
+    clock.advance(5.0)
+    store.fill([put("a", 3, b"read since")])
+    assert len(value_keys(redis_server)) == len(there) + 1
+    store.close()
+
+
+@pytest.mark.external
 def test_an_expired_value_still_refuses_older_ones(redis_server: Any, clock: ManualClock) -> None:
     store = RedisStore(redis_server.url, clock=clock)
     store.attach()
@@ -282,6 +309,23 @@ def test_the_script_is_sent_again_where_the_server_forgot_it(
     store.apply(changes)
 
     assert len(store.get_many([c.id for c in changes])) == 20
+
+
+@pytest.mark.external
+def test_no_script_call_carries_more_than_it_may_but_for_one_large_value(
+    redis_server: Any, cache_clock: Clock
+) -> None:
+    """A call blocks the server for as long as it takes."""
+    store = RedisStore(redis_server.url, clock=cache_clock, chunk_bytes_max=2000)
+    store.attach()
+    store.apply([put("a", 1)])  # the server knows the script
+    redis_server.execute("CONFIG", "RESETSTAT")
+
+    store.apply([put(f"{n}", 1, bytes(1200)) for n in range(5)] + [put("large", 1, bytes(9000))])
+
+    calls = redis_server.execute("INFO", "commandstats")["cmdstat_evalsha"]["calls"]
+    assert calls == 6
+    store.close()
 
 
 @pytest.mark.external

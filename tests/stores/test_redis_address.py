@@ -90,6 +90,8 @@ def test_tls_verifies_unless_it_is_told_otherwise() -> None:
         ("redis+sentinel://h/m/x", "database"),
         ("unix://", "path"),
         ("unix://relative/path?x=1", "'x'"),
+        ("unix://run/redis.sock", "path"),
+        ("unix://:s3cret@run/redis.sock", "path"),
         ("redis://user@h", "no password"),
         ("redis://u:s3cret@h:99999", "port"),
         ("redis://u:s3c@ret@h", "@ too many"),

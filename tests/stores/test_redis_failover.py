@@ -37,6 +37,12 @@ def until(done: Callable[[], object], timeout_s: float = 20.0) -> None:
         time.sleep(0.02)
 
 
+def connections_idle(store: RedisStore) -> int:
+    """Return how many connections to one server nobody uses."""
+    topology: Any = store._topology
+    return len(topology._node._idle)
+
+
 def served(call: Callable[[], object]) -> Callable[[], bool]:
     """Tell whether a call succeeds."""
 
@@ -156,8 +162,9 @@ def test_an_old_connection_does_not_lead_back_to_the_server_that_was_left(
         store.apply([put("a", 1)])
         with ThreadPoolExecutor(1) as pool:
             before.pause()
+            assert connections_idle(store) == 1
             slow = pool.submit(store.get_many, ["a"])  # holds the only connection
-            time.sleep(0.2)
+            until(lambda: connections_idle(store) == 0)
             address.unlink()
             address.symlink_to(after.dir / "redis.sock")
             store.apply([put("b", 2)])

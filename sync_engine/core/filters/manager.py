@@ -27,6 +27,7 @@ _PARSERS: Mapping[str, Callable[[bytes], ExistenceFilter]] = {
 }
 _STALE_SHARE = 4
 _STALE_MIN = 1000
+_ARRIVED_MAX = 16_384
 
 
 class FilterTrust(enum.Enum):
@@ -103,6 +104,9 @@ class FilterManager:
         self._distrusted = 0
         self._completed = 0
         self._refused = 0
+        # What `add_many` was told while there was no filter to put it into: `restore` has to know
+        # it. None once nobody remembers all of it.
+        self._arrived: set[str] | None = set() if kind != "off" else None
 
     # -- trust ------------------------------------------------------------------------------------
 
@@ -131,6 +135,7 @@ class FilterManager:
     def _distrust(self, reason: str) -> None:
         if self._live is not None:
             self._distrusted += 1
+            self._arrived = None
         self._live = None
         self._warmup = None
         self._reason = reason
@@ -156,6 +161,10 @@ class FilterManager:
     def add_many(self, ids: Sequence[str]) -> None:
         """Add ids, before the archive's transaction that stores them."""
         with self._lock:
+            if self._live is None and self._arrived is not None:
+                self._arrived.update(ids)
+                if len(self._arrived) > _ARRIVED_MAX:
+                    self._arrived = None
             for filter in self._filters():
                 try:
                     add_unknown(filter, ids)
@@ -291,6 +300,7 @@ class FilterManager:
 
     def _trust(self, filter: ExistenceFilter, deleted: int) -> None:
         self._live = filter
+        self._arrived = None
         self._reason = ""
         self._deleted = deleted
         self._negatives = self._false_positives = 0
@@ -332,10 +342,14 @@ class FilterManager:
     ) -> bool:
         """Trust a snapshot, if it is whole and the archive is exactly as it was.
 
+        The archive may be written to meanwhile: what `add_many` was told of since the manager was
+        made goes into the filter, too. Where that is more than can be remembered, or there was a
+        filter before, the snapshot is refused.
+
         Args:
             data: What `snapshot` returned.
             archive_uuid: The archive's identity now.
-            generation: Its generation now.
+            generation: Its generation now: asked for after the manager was made.
             ids_after: Every id that the log holds and the archive may not.
 
         Returns:
@@ -345,16 +359,22 @@ class FilterManager:
             filter = self._parsed(data, archive_uuid, generation)
             for chunk in chunks(ids_after):
                 add_unknown(filter, chunk)
+            self._take_over(filter)
         except FilterFormatError as exc:
             with self._lock:
                 self._refused += 1
                 if self._live is None:
                     self._reason = f"snapshot refused: {exc}"
             return False
+        return True
+
+    def _take_over(self, filter: ExistenceFilter) -> None:
         with self._lock:
+            if self._arrived is None:
+                raise FilterFormatError("ids were added that are not remembered")
+            add_unknown(filter, list(self._arrived))
             self._warmup = None
             self._trust(filter, 0)
-        return True
 
     def _parsed(self, data: bytes, archive_uuid: str, generation: int) -> ExistenceFilter:
         snapshot = FilterSnapshot.from_bytes(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC
 from decimal import Decimal
 from typing import Any
@@ -11,6 +12,7 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
 from sync_engine.errors import ConfigError
+from sync_engine.sinks.sql_table.bulk import Bulk
 from sync_engine.sinks.sql_table.tables import VERSION_COLUMN, Column, Table
 from sync_engine.sinks.sql_table.values import BadRow
 
@@ -18,6 +20,7 @@ __all__ = [
     "KINDS",
     "Books",
     "adapt",
+    "book_upsert",
     "check_columns",
     "exact_type",
     "keyed_text",
@@ -47,7 +50,6 @@ class Books:
     """The sink's own tables in the target: positions, what must not come back, what has to wait."""
 
     def __init__(self, metadata: sa.MetaData) -> None:
-        raw = sa.LargeBinary().with_variant(mysql.VARBINARY(512), "mysql", "mariadb")
         name = sa.String(64)
         self.offsets = sa.Table(
             "sync_engine_offsets",
@@ -61,21 +63,13 @@ class Books:
         self.ledger = sa.Table(
             "sync_engine_ledger",
             metadata,
-            sa.Column("sink", name, primary_key=True),
-            sa.Column("tbl", name, primary_key=True),
-            sa.Column("id", raw, primary_key=True),
-            sa.Column("version", sa.BigInteger, nullable=False),
-            sa.Column("gone", sa.SmallInteger, nullable=False),
+            *_of_ids(),
             mysql_engine="InnoDB",
         )
         self.waiting = sa.Table(
             "sync_engine_waiting",
             metadata,
-            sa.Column("sink", name, primary_key=True),
-            sa.Column("tbl", name, primary_key=True),
-            sa.Column("id", raw, primary_key=True),
-            sa.Column("version", sa.BigInteger, nullable=False),
-            sa.Column("gone", sa.SmallInteger, nullable=False),
+            *_of_ids(),
             sa.Column(
                 "record",
                 sa.LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb"),
@@ -83,6 +77,19 @@ class Books:
             ),
             mysql_engine="InnoDB",
         )
+
+
+def _of_ids() -> list[sa.Column[Any]]:
+    """Return the columns of a book that knows of every id of a table one version."""
+    name = sa.String(64)
+    raw = sa.LargeBinary().with_variant(mysql.VARBINARY(512), "mysql", "mariadb")
+    return [
+        sa.Column("sink", name, primary_key=True),
+        sa.Column("tbl", name, primary_key=True),
+        sa.Column("id", raw, primary_key=True),
+        sa.Column("version", sa.BigInteger, nullable=False),
+        sa.Column("gone", sa.SmallInteger, nullable=False),
+    ]
 
 
 def _type(column: Column, kind: str, *, key: bool) -> Any:
@@ -161,6 +168,7 @@ def check_columns(connection: Connection, table: sa.Table, declared: Table) -> N
     for column in table.columns:
         told = column.type.compile(connection.dialect)
         if column.name not in found:
+            told += " NOT NULL DEFAULT 0" if column.name == VERSION_COLUMN else ""
             raise ConfigError(
                 f"table {table.name!r} has no column {column.name!r}: add it"
                 f" (ALTER TABLE {table.name} ADD COLUMN {column.name} {told}), or drop the table"
@@ -173,6 +181,30 @@ def check_columns(connection: Connection, table: sa.Table, declared: Table) -> N
                 f" is {kind} ({told}): alter it, or drop the table so that it is made and filled"
                 " again"
             )
+    _check_guard(connection, table)
+
+
+def _check_guard(connection: Connection, table: sa.Table) -> None:
+    """Check what keeps the newest of two rows: one row a key, and a version in each."""
+    asked = sa.inspect(connection)
+    keys = {column.name for column in table.primary_key.columns}
+    unique: list[Sequence[str | None]]  # None: an expression
+    unique = [asked.get_pk_constraint(table.name)["constrained_columns"]]
+    unique += [one["column_names"] for one in asked.get_unique_constraints(table.name)]
+    unique += [one["column_names"] for one in asked.get_indexes(table.name) if one["unique"]]
+    if keys not in [set(names) for names in unique]:
+        raise ConfigError(
+            f"table {table.name!r}: {', '.join(sorted(keys))} must be its primary key, or unique:"
+            " else one key has several rows; alter it, or drop the table so that it is made and"
+            " filled again"
+        )
+    version = table.c[VERSION_COLUMN]
+    if connection.execute(sa.select(version).where(version.is_(None)).limit(1)).first():
+        raise ConfigError(
+            f"table {table.name!r}: rows without a version are never overwritten:"  # noqa: S608
+            f" UPDATE {table.name} SET {VERSION_COLUMN} = 0"
+            f" WHERE {VERSION_COLUMN} IS NULL"
+        )
 
 
 def adapt(kind: str, dialect: str, name: str) -> Any:
@@ -229,6 +261,13 @@ def upsert_text(table: sa.Table, engine: Engine, *, clock: str = VERSION_COLUMN)
         where=version < into.excluded[clock],
     )
     return str(statement.compile(dialect=engine.dialect))
+
+
+def book_upsert(book: sa.Table, engine: Engine) -> Bulk | None:
+    """Return the `upsert_text` of a book; None where no SQL is generated for the database."""
+    if engine.dialect.name not in KINDS:
+        return None
+    return Bulk(upsert_text(book, engine, clock="version"), len(book.columns))
 
 
 def _unique(table: sa.Table) -> bool:

@@ -271,20 +271,19 @@ class Conversation:
         return f"the key {key} is somebody else's: choose another redis_prefix"
 
     def _adopt(self, found: Mapping[int, Epoch]) -> None:
-        moved = 0
         with self._lock:
-            for scope, epoch in found.items():
-                before = self._before.get(scope)
-                if before is not None and before.identity != epoch.identity:
-                    self._identity_changed = True
-                if before is not None and before.name != epoch.name:
-                    moved += 1
-                self._before[scope] = self._epochs[scope] = epoch
-            if moved:
+            before = [self._before.get(scope) for scope in found]
+            pairs = [(old, new) for old, new in zip(before, found.values(), strict=True) if old]
+            moved = sum(old.name != new.name for old, new in pairs)
+            if any(old.identity != new.identity for old, new in pairs):
+                self._identity_changed = True
+            if moved:  # told before the epochs are: fills look at it once they have theirs
                 self.epochs += 1
                 self.epoch_since = self._clock.monotonic()
+            self._before.update(found)
+            self._epochs.update(found)
         if moved:
-            _log.warning("new_epoch", scopes=moved, epoch=epoch.name)
+            _log.warning("new_epoch", scopes=moved, epoch=pairs[-1][1].name)
 
 
 def _may_pass(exc: Exception, lost: Sequence[Talk]) -> bool:

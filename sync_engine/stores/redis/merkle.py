@@ -94,7 +94,7 @@ class RedisMerkleStore:
             StoreUnavailable: Redis cannot be asked.
         """
         (position,) = self._link.ask("merkle", [(b"GET", self._latest)])
-        return None if position is None else bytes(position).decode()
+        return None if position is None else bytes(position).decode(errors="replace")
 
     def merkle_root(self) -> MerkleNode:
         """Return the root.

@@ -194,12 +194,15 @@ class RedisStore:
         """
         now_ms = self._clock.now_ms()
         entries = self._lifetimes.to_fill(changes, now_ms, self._value_bytes_max)
-        if self._clock.monotonic() - self._talk.epoch_since < self._fill_pause_s:
+        if self._epoch_is_young():
             self._count("fills_dropped", len(entries))
             return
         dropped = len(entries) - self._write("fill", entries, once=True)
         if dropped:
             self._count("fills_dropped", dropped)
+
+    def _epoch_is_young(self) -> bool:
+        return self._clock.monotonic() - self._talk.epoch_since < self._fill_pause_s
 
     def _write(self, operation: str, entries: Sequence[Entry], *, once: bool = False) -> int:
         """Write entries; return how many were sent to a server that had the right epoch."""
@@ -209,11 +212,17 @@ class RedisStore:
         groups: Mapping[int, Sequence[Entry]] = {0: entries}
         if self._layout.cluster:
             groups = _grouped((entry.bucket, entry) for entry in entries)
-        request = Request(
-            groups=groups, commands=self._write_commands, current=_is_stored, once=once
-        )
+        commands = self._fill_commands if once else self._write_commands
+        request = Request(groups=groups, commands=commands, current=_is_stored, once=once)
         answers = self._talk.ask(topology, operation, request)
-        return sum(len(groups[scope]) for scope in answers)
+        sent = (scope for scope, (_, replies) in answers.items() if isinstance(replies[0], int))
+        return sum(len(groups[scope]) for scope in sent)
+
+    def _fill_commands(self, epoch: Epoch, entries: Sequence[Entry]) -> list[Command]:
+        # Asked for once the epoch is agreed: where this very call found a new one, nothing is sent.
+        if self._epoch_is_young():
+            return _look(epoch, None)
+        return self._write_commands(epoch, entries)
 
     def _write_commands(self, epoch: Epoch, entries: Sequence[Entry]) -> list[Command]:
         commands: list[Command] = []
