@@ -228,7 +228,7 @@ def read_entry(fields: Mapping[bytes, bytes], *, bytes_max: int = 64 << 20) -> F
             return FeedEntry([_bare(*one) for one in ids], link, has_content=False)
         change = Change(
             check_id(fields[b"id"].decode()),
-            number[b"version"],
+            _check_version(number[b"version"]),
             _content_of(fields[b"op"], data),
             number[b"content_type"],
             check_state(fields[b"state"].decode()),
@@ -238,8 +238,6 @@ def read_entry(fields: Mapping[bytes, bytes], *, bytes_max: int = 64 << 20) -> F
         )
     except (ValueError, InvalidItem, msgspec.DecodeError) as exc:
         raise BadEntry(str(exc)) from None
-    if not 0 <= change.version <= VERSION_MAX:
-        raise BadEntry(f"version {change.version} is outside 63 bits")
     digest = fields[b"hash"].decode()
     if data is not None and hashlib.sha256(data).hexdigest() != digest:
         raise BadEntry("the content's SHA-256 is another one")
@@ -249,7 +247,13 @@ def read_entry(fields: Mapping[bytes, bytes], *, bytes_max: int = 64 << 20) -> F
 
 
 def _bare(change_id: str, version: int, put: bool) -> Change:
-    return Change(check_id(change_id), version, b"" if put else None)
+    return Change(check_id(change_id), _check_version(version), b"" if put else None)
+
+
+def _check_version(version: int) -> int:
+    if not 0 <= version <= VERSION_MAX:
+        raise BadEntry(f"version {version} is outside 63 bits")
+    return version
 
 
 def _content_of(op: bytes, data: bytes | None) -> bytes | None:

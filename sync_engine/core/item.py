@@ -21,6 +21,7 @@ __all__ = [
     "Route",
     "SyncItem",
     "check_id",
+    "check_part",
     "check_state",
 ]
 
@@ -175,6 +176,21 @@ def check_id(id: object) -> str:
     if "\0" in id:
         raise InvalidItem("id must not contain NUL")
     return id
+
+
+def check_part(part: object) -> str:
+    """Return what ids may begin with, or be compared with, if it is text.
+
+    Raises:
+        InvalidItem: It is no ``str``, or has a lone surrogate.
+    """
+    if type(part) is not str:
+        raise InvalidItem(f"a prefix or path must be str, not {type(part).__name__}")
+    try:
+        part.encode()
+    except UnicodeEncodeError:
+        raise InvalidItem("a prefix or path has a lone surrogate: it is not Unicode text") from None
+    return part
 
 
 def check_state(state: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sync_engine.core.item import Change
+from sync_engine.core.item import Change, check_part
 from sync_engine.core.merkle import (
     MerkleDiff,
     MerkleMirrored,
@@ -39,7 +39,7 @@ class Checks(Face):
 
     def merkle_node(self, path: str) -> MerkleNode:
         """Return the node of a path, an empty one where nothing is stored; see `merkle_root`."""
-        return self._open().trees.node(path)
+        return self._open().trees.node(check_part(path))
 
     def merkle_children(
         self, path: str, after: str | None = None, limit: int = 1000, *, grouped: bool = False
@@ -52,7 +52,7 @@ class Checks(Face):
             limit: 1 to 10,000.
             grouped: Return entries, or groups of ids that begin alike, in place of children.
         """
-        return self._open().trees.children(path, after, limit, grouped=grouped)
+        return self._open().trees.children(check_part(path), after, limit, grouped=grouped)
 
     def merkle_state(self) -> MerkleState:
         """Return how the tree does: whether it is built, its separator, its archive position.
@@ -79,7 +79,7 @@ class Checks(Face):
 
         Blocking: Redis; and the archive, if it is there, for how far on it is.
         """
-        return self._open().mirror.read(path)
+        return self._open().mirror.read(check_part(path))
 
     def merkle_rebuild(self, progress: Callable[[int], object] = lambda _: None) -> int:
         """Throw the tree away and build it from the rows; return how many.
@@ -120,7 +120,7 @@ class Checks(Face):
         Blocking: both archives. Cost: for each difference a few questions a side, see
         `core.merkle.diff`.
         """
-        return self._open().trees.diff(other, path=path, **options)
+        return self._open().trees.diff(other, path=check_part(path), **options)
 
     def verify(
         self,

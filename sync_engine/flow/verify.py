@@ -127,6 +127,8 @@ class Verifier:
         """
         if not 0 < sample <= 1:
             raise ConfigError(f"sample must be above 0 and at most 1, got {sample!r}")
+        if items_max is not None and items_max < 1:
+            raise ConfigError(f"items_max must be 1 or more, got {items_max!r}")
         if items_per_s is not None and not items_per_s > 0:
             raise ConfigError(f"items_per_s must be positive, got {items_per_s!r}")
         started = self._clock.monotonic()
@@ -141,7 +143,11 @@ class Verifier:
             after = check.next
             report = tally.report(after, self._clock.monotonic() - started)
             progress(report)
-            if after is None or tally.full() or (items_max or 1 << 62) <= tally.items:
+            if (
+                after is None
+                or tally.full()
+                or (items_max is not None and items_max <= tally.items)
+            ):
                 return report
             if items_per_s is not None:
                 ahead_s = tally.items / items_per_s - (self._clock.monotonic() - started)

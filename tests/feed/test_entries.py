@@ -117,6 +117,16 @@ def test_a_small_entry_that_would_grow_beyond_the_bound_is_refused() -> None:
         read_entry(fields, bytes_max=1 << 16)
 
 
+@pytest.mark.parametrize("version", [-1, 1 << 63, (1 << 64) - 1])
+def test_a_version_that_no_engine_gives_is_refused(version: int) -> None:
+    """It would push everybody's clock to the end of time."""
+    batch = packed_fields([Change("a", 1, b""), Change("b", version, b"")], HERE)
+    with pytest.raises(BadEntry, match="63 bits"):
+        read_entry(told(batch))
+    with pytest.raises(BadEntry, match=r"63 bits|version"):
+        read_entry(told(entry_fields(Change("a", version, b"x"), HERE)))
+
+
 def test_an_engine_is_told_by_the_number_that_its_versions_end_with() -> None:
     fields = told(entry_fields(Change("a", 1, b""), HERE))
     assert int(fields[b"engine"]) == engine_number(LOG) == 0x01234567 & 1023

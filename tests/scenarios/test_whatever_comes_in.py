@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sync_engine import (
+    ConfigError,
     InvalidItem,
     SyncEngine,
     SyncEngineConfig,
@@ -130,3 +131,30 @@ def test_s17_a_damaged_record_is_told_or_unchanged_never_misread(
         codec.decode(bytes(record), 5, where="altered")
     with pytest.raises(CorruptData):
         codec.decode(bytes(record[: place % len(record)]), 5, where="cut")
+
+
+@pytest.mark.parametrize("text", ["\ud800", b"bytes", 7], ids=["surrogate", "bytes", "number"])
+def test_what_no_id_begins_with_is_refused_before_anything_is_asked(
+    shared: SyncEngine, text: Any
+) -> None:
+    for ask in (
+        lambda: shared.scan_prefix(text),
+        lambda: shared.scan_prefix(after=text),
+        lambda: shared.ids(text),
+        lambda: shared.count_prefix(text),
+        lambda: shared.delete_prefix(text),
+        lambda: shared.get_by_state("done", after=text),
+        lambda: shared.merkle_node(text),
+        lambda: shared.merkle_children(text),
+        lambda: shared.diff(shared, path=text),
+    ):
+        with pytest.raises(InvalidItem, match=r"must be str|surrogate"):
+            ask()
+
+
+def test_limits_that_mean_nothing_are_refused(shared: SyncEngine) -> None:
+    with pytest.raises(InvalidItem, match="0 or more"):
+        shared.scan_prefix(limit=-1)
+    with pytest.raises(ConfigError, match="1 or more"):
+        shared.verify(items_max=0)
+    assert list(shared.scan_prefix(limit=0)) == []
