@@ -112,6 +112,10 @@ class SyncEngine(Writes, Reads, Lists, Ends, Checks, Upkeep):
             return True, None
         return True, change.item()
 
+    def hold_sources(self, timeout_s: float) -> None:
+        """Take nothing more from any source, for good; wait a moment for steps under way."""
+        self._open().doors.hold_sources(timeout_s)
+
     def when_archived(self, position: int, callback: Callable[[], None]) -> None:
         """Call back, in some thread, once the archive has taken a log position."""
         house = self._open()

@@ -263,10 +263,18 @@ class Doors:
         """Every sink and source, as ``sink:NAME`` and ``source:NAME``."""
         return [f"sink:{name}" for name in self.sinks] + [f"source:{n}" for n in self.sources]
 
-    def hold_sources(self) -> None:
-        """Take nothing more: the engine is about to close."""
-        for intake in list(self.sources.values()):
+    def hold_sources(self, timeout_s: float) -> None:
+        """Take nothing more: the engine is about to close.
+
+        Waits for the steps under way: what they write is to be delivered with the rest.
+        """
+        until = self._runtime.clock.monotonic() + timeout_s
+        intakes = list(self.sources.values())
+        for intake in intakes:
             intake.pause()
+        for intake in intakes:
+            left_s = max(0.0, until - self._runtime.clock.monotonic())
+            self._runtime.remove_job(intake.job, left_s)
 
     def stats(self) -> dict[str, Any]:
         """Return how every sink and source does."""

@@ -256,7 +256,7 @@ class Pipeline:
         left: dict[str, int] = {}
         dead = 0
         if self.engine.state is EngineState.RUNNING:
-            self._hold_sources(min(_STEP_S_MAX, timeout_s))
+            self.engine.hold_sources(min(_STEP_S_MAX, timeout_s))
             if self.replicator is not None:
                 with contextlib.suppress(SyncEngineError):
                     self.replicator.close()
@@ -273,16 +273,6 @@ class Pipeline:
         )
         _log.info("pipeline_stopped", left=left, dead_letters=stopped.dead_letters)
         return stopped
-
-    def _hold_sources(self, timeout_s: float) -> None:
-        """Let the steps under way end: what they write is delivered with the rest."""
-        until = self.runtime.clock.monotonic() + timeout_s
-        names = [f"source:{spec.name}" for spec in self.config.sources]
-        for name in names:
-            with contextlib.suppress(ConfigError):
-                self.engine.pause(name)
-        for name in names:
-            self.runtime.remove_job(name, max(0.0, until - self.runtime.clock.monotonic()))
 
     def abandon(self) -> None:
         """Close at once; what was not delivered stays in the log."""

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sync_engine import AsyncSyncEngine, SyncEngine
+from sync_engine import AsyncSyncEngine, SyncEngine, SyncEngineConfig
 from sync_engine.core.item import Change
-from sync_engine.testing import ListSource, MemorySink, PositionedMemorySink
+from sync_engine.house import Stores
+from sync_engine.ports import SourceBatch
+from sync_engine.runtime import SystemClock
+from sync_engine.testing import ListSource, MemoryArchive, MemorySink, PositionedMemorySink
 
 
 @pytest.mark.parametrize("kind", [MemorySink, PositionedMemorySink])
@@ -69,6 +72,25 @@ def test_an_idle_engine_with_ends_closes_at_once(tmp_path: Path) -> None:
     engine.submit("a", b"1")
     assert engine.flush(30, sinks=True).complete
     assert engine.close().seconds < 1.0
+
+
+def test_a_batch_that_is_being_taken_when_it_closes_is_delivered_with_the_rest(
+    tmp_path: Path,
+) -> None:
+    polled = threading.Event()
+
+    class Slow(ListSource):
+        def poll(self, items_max: int) -> SourceBatch:
+            polled.set()
+            threading.Event().wait(0.2)  # long enough for `close` to have begun
+            return super().poll(items_max)
+
+    archive = MemoryArchive(SystemClock())
+    engine = SyncEngine(SyncEngineConfig(data_dir=tmp_path), stores=Stores(None, archive)).start()
+    engine.add_source("list", Slow([Change(f"id.{n}", 0, b"") for n in range(50)]))
+    assert polled.wait(10)
+    assert engine.close().complete
+    assert archive.count() == 50
 
 
 def test_what_was_taken_before_an_end_is_delivered_after_it(tmp_path: Path) -> None:
