@@ -30,6 +30,7 @@ class Inspectable(Protocol):
     followers: dict[str, Follower]
     metrics: Any
     keeper: Any
+    mirror: Any
 
 
 def item_status(parts: Inspectable, change_id: str) -> ItemStatus:
@@ -171,6 +172,7 @@ def engine_stats(parts: Inspectable) -> dict[str, Any]:
             "covered": parts.keeper.covered(),
         },
         "coherence": None if parts.coherence is None else parts.coherence.stats(),
+        "merkle_mirror": None if parts.mirror.tier is None else parts.mirror.stats(),
         "cursors": parts.log.followers,
         "backpressure": parts.writer.level().name,
         "metrics": parts.metrics.snapshot(),

@@ -38,7 +38,7 @@ class Mirror:
     What is written at once is of one moment of the archive, and at most 256 nodes: up to 64
     children of the root, and of its children in turn as far as the number goes.
 
-    Thread-safety: `read`; `step` is owned by one job.
+    Thread-safety: `read` and `stats`; `step` is owned by one job.
 
     Args:
         l3: The archive; its store may have a ``merkle`` that is a `ports.MirroredTree`.
@@ -64,6 +64,7 @@ class Mirror:
         self._backoff = Backoff(retry, runtime.random)
         self._tree: MirroredTree | None = getattr(l3.store, "merkle", None) if enabled else None
         self.tier = tier if self._tree is not None else None
+        self._position = self._error = ""
 
     # -- upkeep -----------------------------------------------------------------------------------
 
@@ -75,20 +76,26 @@ class Mirror:
             self._keep(self._tree, self.tier)
         except StorageError as exc:
             _log.limited("merkle_mirror_failed", error=exc)
+            self._error = str(exc)
             return self._backoff.failed()
         self._backoff.succeeded()
+        self._error = ""
         return _LOOK_S
 
     def _keep(self, tree: MirroredTree, tier: Tier[Any]) -> None:
         tier.ready()
         now_ms = self._clock.now_ms()
         position = self._l3.call("merkle", tree.position)
-        if tier.call("prolong", tier.store.prolong, position, now_ms):
-            return
-        position, answers = self._l3.call("merkle", _gathered, tree)
-        tier.call("fill", tier.store.fill, position, answers, now_ms)
+        if not tier.call("prolong", tier.store.prolong, position, now_ms):
+            position, answers = self._l3.call("merkle", _gathered, tree)
+            tier.call("fill", tier.store.fill, position, answers, now_ms)
+        self._position = position
 
     # -- reading ----------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, str]:
+        """Return the archive position that the mirror was last seen at, and what is wrong since."""
+        return {"position": self._position, "error": self._error}
 
     def read(self, path: str) -> MerkleMirrored:
         """Return what the mirror has of a path; the archive is asked how far on it is, at most.

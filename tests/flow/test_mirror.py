@@ -289,6 +289,26 @@ def test_a_redis_that_is_down_is_left_alone_more_and_more_and_then_caught_up(ben
     assert bench.engine.merkle_mirrored().node == bench.engine.merkle_root()
 
 
+def test_stats_tell_where_the_mirror_is_and_what_is_wrong_with_it(bench: Bench) -> None:
+    bench.write("a")
+    bench.run()
+    kept = bench.engine.merkle_mirrored().position
+    assert bench.engine.stats()["merkle_mirror"] == {"position": kept, "error": ""}
+
+    bench.link.down = True
+    bench.write("b")
+    bench.run()
+    stats = bench.engine.stats()["merkle_mirror"]
+    assert stats["position"] == kept
+    assert "down" in stats["error"]
+
+    bench.link.down = False
+    bench.run(60)
+    stats = bench.engine.stats()["merkle_mirror"]
+    assert stats == {"position": bench.engine.merkle_mirrored().position, "error": ""}
+    assert stats["position"] != kept
+
+
 def test_a_wide_tree_is_mirrored_in_part_only(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
