@@ -125,7 +125,7 @@ class SyncEngineConfig:
     # bounds
     log_bytes_max: int = _setting(8 * _GIB, size(_MIB), "Disk space of the log.")
     overlay_bytes_max: int = _setting(
-        256 * _MIB, _SIZE, "Memory for unarchived contents; beyond it they are read from the log."
+        256 * _MIB, _SIZE, "Memory for contents that wait; beyond it they are read from the log."
     )
     max_payload_bytes: int = _setting(16 * _MIB, _SIZE, "Largest content of one item.")
     pending_items_max: int = _setting(5_000_000, _COUNT, "Unarchived changes before writers wait.")
