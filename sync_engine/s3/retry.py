@@ -64,7 +64,7 @@ class Attempts:
             once: Make one attempt alone, still under the deadline.
 
         Raises:
-            StoreUnavailable: The error of the last attempt.
+            StoreUnavailable: The error of the last attempt that the deadline did not cut short.
             Exception: Whatever else an attempt raises, unchanged.
         """
         until = min(self._clock.monotonic() + self._deadline_s, self._outer())
@@ -72,11 +72,18 @@ class Attempts:
         try:
             if once:
                 return attempt(1)
+            told: StoreUnavailable | None = None
             for made in self._retrying(until):
                 with made:
                     number = made.retry_state.attempt_number
                     self.retries += number > 1
-                    return attempt(number)
+                    try:
+                        return attempt(number)
+                    except StoreUnavailable as exc:
+                        if told is not None and self._clock.monotonic() >= until:
+                            raise told from exc  # that time was up says nothing of the server
+                        told = exc
+                        raise
         finally:
             _deadline.reset(token)
         raise AssertionError("tenacity raises the last error")

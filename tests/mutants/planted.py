@@ -39,6 +39,7 @@ class Mutant:
 
 ORDER = "tests/scenarios/test_order_of_lines.py"
 COHERENCE = "tests/coherence/test_coherence.py"
+WRITERS = "tests/stores/test_sql.py::TestSoleWriter"
 LOG = "tests/wal/test_log.py"
 CONTRACT = "tests/wal/test_log_contract.py::TestWriteAheadLog"
 PASSIVE = "tests/scenarios/test_passive.py"
@@ -357,7 +358,7 @@ MUTANTS = (
         "stores/sql/lease.py",
         "                if self._standing is Standing.UNTOLD:\n",
         "                if False:\n",
-        ("tests/stores/test_sql_lease.py", "tests/stores/test_sql.py"),
+        (f"{WRITERS}::test_who_leaves_with_something_untold_is_counted_as_lost[sqlite]",),
     ),
     Mutant(
         "the lease is counted from the answer on",

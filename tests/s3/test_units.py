@@ -261,6 +261,22 @@ def test_attempts_end_at_the_deadline(clock: ManualClock, runtime: ManualRuntime
     assert attempts.retries == len(made) - 1
 
 
+@pytest.mark.parametrize("answered", [True, False], ids=["answered before", "never answered"])
+def test_an_attempt_that_the_deadline_cuts_short_does_not_hide_what_the_server_said(
+    clock: ManualClock, runtime: ManualRuntime, *, answered: bool
+) -> None:
+    attempts = Attempts(clock, runtime.random, 3.0)
+
+    def attempt(number: int) -> None:
+        if answered and number == 1:
+            raise StoreUnavailable("s3", "list", "what came is no listing")
+        clock.sleep(time_left_s())
+        raise StoreUnavailable("s3", "list", "no answer in time")
+
+    with pytest.raises(StoreUnavailable, match="no listing" if answered else "in time"):
+        attempts.run(attempt)
+
+
 def test_what_the_server_asks_for_is_waited(clock: ManualClock, runtime: ManualRuntime) -> None:
     attempts = Attempts(clock, runtime.random, 60.0, RetryConfig(attempts_max=0))
     times: list[float] = []
