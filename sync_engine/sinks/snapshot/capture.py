@@ -144,15 +144,17 @@ class Capture:
             self._checkpoints.without_room(now)
             return self._settings.poll_s
         moved = self.look()
-        taken_s = self._clock.monotonic() - now
-        self.counts.look_s_max = max(self.counts.look_s_max, taken_s)
+        self.counts.look_s_max = max(self.counts.look_s_max, self._clock.monotonic() - now)
         if moved:
             self._checkpoints.moved(now)
         self._hurried |= self._checkpoints.behind
         # First: what is to be staged is in memory, and the log goes on growing.
         self._checkpoints.step(now)
-        if self._pending is not None and now >= self._emit_at and self.stage_pending():
-            return 0.0  # the log grew meanwhile
+        if (pending := self._pending) is not None:
+            # A long log is not to wait for a large segment to be made.
+            large = self._hurried and len(pending.pages) >= self._settings.seal_pages // 4
+            if (large or now >= self._emit_at) and self.stage_pending():
+                return 0.0  # the log grew meanwhile
         if self._checkpoints.quiet and self._pending is None:
             return max(self._settings.poll_s, self._settings.interval_s / 3)
         return self._checkpoints.wait_s
@@ -310,8 +312,7 @@ class Capture:
         began = self._clock.monotonic()
         size = self._segments.emit(numbers, read, pending, hurried=self._hurried)
         self._hurried = False
-        taken_s = self._clock.monotonic() - began
-        self.counts.stage_s_max = max(self.counts.stage_s_max, taken_s)
+        self.counts.stage_s_max = max(self.counts.stage_s_max, self._clock.monotonic() - began)
         if size:
             self.counts.segments += 1
             self.counts.segment_bytes += size
