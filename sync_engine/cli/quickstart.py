@@ -323,7 +323,8 @@ def _next_steps(context: Context, results: _Results) -> None:
     for name in ("config", "sql_url"):
         value = getattr(context.args, name)
         options += "" if value is None else f" --{name.replace('_', '-')} ..."
-    context.output.report("\nNext:", "bold cyan")
+    context.output.report("")
+    context.output.report("Next:", "bold cyan")
     for command in (
         f"sync-engine {options} get {shlex.quote(first)}",
         f"sync-engine {options} scan {shlex.quote(results.prefix)} --limit 10"
