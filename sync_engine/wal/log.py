@@ -295,5 +295,6 @@ class WriteAheadLog(LogWriting):
                 self.sync(self._written)
                 while self.tidy():
                     pass
+                self._settle_versions()
         finally:
             self._file.close()

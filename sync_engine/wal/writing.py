@@ -312,6 +312,13 @@ class LogWriting:
                 raise
             self._synced = target
 
+    def _settle_versions(self) -> None:
+        """Lower the ceiling to what was issued: who opens the log next hurries no clock ahead."""
+        last = self.versions.last
+        if last < self._ceiling:
+            self._file.save(meta={"version_ceiling": last})
+            self._ceiling = last
+
     def _save(self, *, ceiling: int = 0, release_to: int = 0) -> int:
         with self._lock:
             cursors = self._cursors.all()

@@ -13,6 +13,7 @@ import pytest
 
 from sync_engine.core import failpoints
 from sync_engine.core.item import Change
+from sync_engine.core.version import ms_of_version
 from sync_engine.errors import ConfigError, CorruptData, EngineFailed, StoreUnavailable
 from sync_engine.ports import Overtaken
 from sync_engine.testing import ManualRuntime
@@ -84,6 +85,37 @@ def test_positions_are_dense_from_one_and_versions_grow(open_log: Open) -> None:
     assert log.head() == 5
     assert drain(log) == changes
     assert sorted({c.version for c in changes}) == [c.version for c in changes]
+
+
+def test_a_log_that_is_opened_and_closed_often_hurries_no_clock_ahead(tmp_path: Path) -> None:
+    """Others would have to believe its versions, and lose to them."""
+    runtime = ManualRuntime()
+    last = 0
+    for _ in range(50):
+        log = WriteAheadLog(tmp_path / "main.log.db", runtime, LogListener())
+        log.follow("l3")
+        change = put(log, "a")
+        log.close()
+        runtime.clock.advance(0.1)
+        assert last < change.version
+        assert ms_of_version(change.version) <= runtime.clock.now_ms()
+        last = change.version
+
+
+def test_a_clock_set_back_over_a_clean_end_issues_no_old_version(tmp_path: Path) -> None:
+    runtime = ManualRuntime()
+    log = WriteAheadLog(tmp_path / "main.log.db", runtime, LogListener())
+    log.follow("l3")
+    first = put(log, "a")
+    given = log.give_version(0)
+    log.close()
+
+    earlier = ManualRuntime()
+    earlier.clock.advance(-3600)
+    log = WriteAheadLog(tmp_path / "main.log.db", earlier, LogListener())
+    second = put(log, "a")
+    log.close()
+    assert first.version < given < second.version
 
 
 def test_versions_grow_even_if_the_clock_goes_back_over_a_restart(tmp_path: Path) -> None:
