@@ -58,7 +58,7 @@ def test_both_faces_have_the_same_methods() -> None:
         return {name for name in dir(cls) if not name.startswith("_")}
 
     bridge = {"check", "submit_group", "warm", "when_archived", "dead_letter_error", "executor"}
-    bridge |= {"open_feed", "leave_feed", "when_fed"}
+    bridge |= {"open_feed", "leave_feed", "when_fed", "hold_sources"}
     only_sync = {"from_env", "from_toml", "attach", "detach", "metrics", "adapter_context"}
     only_async = {"in_thread", "archived"}
     assert public(SyncEngine) - bridge - only_sync == public(AsyncSyncEngine) - only_async
