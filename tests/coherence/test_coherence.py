@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.killed import Killed, kill
-from support.sites import Fleet
+from support.sites import Fleet, agreed, warm
 
 from sync_engine import SubmitOptions
 from sync_engine.config import SyncEngineConfig
@@ -17,21 +16,6 @@ from sync_engine.core.item import Change
 
 MakeFleet = Callable[..., Fleet]
 LEASE_TTL_S = SyncEngineConfig().lease_ttl_s
-
-
-def warm(fleet: Fleet, name: str, id: str) -> bool:
-    """Tell whether an engine would answer from memory."""
-    return fleet[name].warm(id)[0]
-
-
-def agreed(fleet: MakeFleet, *names: str, **settings: Any) -> Fleet:
-    """Return engines of which `a` wrote a first value of `x`, and all others have it in memory."""
-    made = fleet(*names, **settings)
-    made["a"].submit("x", b"1")
-    made.settle()
-    assert {made.content(name, "x") for name in made.engines} == {b"1"}
-    assert all(warm(made, name, "x") for name in made.engines)
-    return made
 
 
 @pytest.mark.parametrize("with_feed", [True, False], ids=["feed", "archive"])
@@ -313,161 +297,6 @@ def test_what_an_engine_took_to_its_grave_is_seen_once_it_is_found_dead(
     all_of_them.settle(2 * LEASE_TTL_S)
     assert {all_of_them.content(name, "x") for name in names[1:]} == {b"2"}
     assert [id for _, id, _ in all_of_them.feed.told] == ["x"]  # the first word was the last
-
-
-@pytest.mark.parametrize("names", [("a", "b"), ("a", "b", "c")], ids=["two", "three"])
-def test_what_an_engine_cannot_tell_is_seen_while_it_is_cut_off(
-    fleet: MakeFleet, names: tuple[str, ...]
-) -> None:
-    """It reaches the archive and nothing else: neither L1 nor L2 of the others may hide it."""
-    all_of_them = agreed(fleet, *names)
-    others = names[1:]
-    all_of_them.feeds["a"].down_for_telling = all_of_them.l2["a"].down = True
-    all_of_them["a"].submit("x", b"2")
-    all_of_them.settle(1.5 * LEASE_TTL_S)
-    assert all_of_them.cache.snapshot()["x"].content == b"1"
-    assert {all_of_them.content(name, "x") for name in others} == {b"2"}
-
-    all_of_them["a"].submit("x", b"3")  # that it is cut off is known by now
-    all_of_them.settle()
-    assert {all_of_them.content(name, "x") for name in others} == {b"3"}
-    assert {all_of_them[name].stats()["coherence"]["sight"] for name in others} == {"archive"}
-    assert all(all_of_them[name].health().degraded for name in others)
-
-    all_of_them.feeds["a"].down_for_telling = all_of_them.l2["a"].down = False
-    all_of_them.settle(30.0)
-    assert {all_of_them[name].stats()["coherence"]["sight"] for name in others} == {"feed"}
-    assert {all_of_them[name].health().degraded for name in others} == {()}
-    all_of_them["a"].submit("x", b"4")
-    all_of_them.settle()
-    assert {all_of_them.content(name, "x") for name in others} == {b"4"}
-    assert all(warm(all_of_them, name, "x") for name in others)
-
-
-def test_an_answer_of_l2_that_the_archive_does_not_have_yet_counts_while_somebody_is_cut_off(
-    fleet: MakeFleet,
-) -> None:
-    three = agreed(fleet, "a", "b", "c")
-    three.feeds["a"].down_for_telling = True
-    three["a"].submit("other", b"1")
-    three.settle(1.5 * LEASE_TTL_S)
-    three["c"].pause("l3")
-    three["c"].submit("x", b"2")
-    three.settle()
-    assert three.archive.get_many(["x"])["x"].content == b"1"
-    assert three.content("b", "x") == b"2"
-
-    three.l3["b"].down = True
-    three.settle(1.0)
-    assert not warm(three, "b", "x")
-    assert three.content("b", "x") == b"2"  # better than nothing
-
-
-def test_an_engine_that_closes_without_its_last_word_leaves_it_with_the_archive(
-    fleet: MakeFleet,
-) -> None:
-    three = agreed(fleet, "a", "b", "c")
-    three.feeds["a"].down_for_telling = True
-    three["a"].submit("x", b"2")
-    three.engines.pop("a").close(5)
-    three.settle(1.5)
-    assert {three.content(name, "x") for name in ("b", "c")} == {b"2"}
-    three.settle(1.5)
-    assert {three[name].stats()["coherence"]["sight"] for name in ("b", "c")} == {"feed"}
-
-
-def test_a_writer_that_has_no_feed_is_noticed_by_those_that_have_one(fleet: MakeFleet) -> None:
-    """As a command that is given the archive alone."""
-    both = agreed(fleet)
-    both.with_feed = False
-    both.open("c")
-    both["c"].submit("x", b"2")
-    both.settle(1.5 * LEASE_TTL_S)
-    assert both.content("b", "x") == b"2"
-    both["c"].submit("x", b"3")
-    both.settle()
-    assert both.content("b", "x") == b"3"
-
-    both["c"].submit("x", b"4")
-    both.engines.pop("c").close(5)
-    both.settle(1.5)
-    assert both.content("b", "x") == b"4"
-    assert both["b"].stats()["coherence"]["sight"] == "feed"
-
-
-def test_a_word_that_was_missed_does_not_let_an_older_value_of_l2_stay(fleet: MakeFleet) -> None:
-    """It was told while b was deaf, and L2 still has the old value when b hears again."""
-    both = agreed(fleet)
-    both.feeds["b"].down = True
-    both["a"].pause("l2")
-    both["a"].submit("x", b"2")
-    both.settle(5.0)
-    both.feeds["b"].down = False
-    both.settle(5.0)
-    assert both["b"].stats()["coherence"]["sight"] == "feed"
-    assert both.cache.snapshot()["x"].content == b"1"
-    both["b"].submit("other", b"1")
-    assert both.content("b", "x") == b"2"
-
-    both["a"].resume("l2")
-    both.settle(3.0)
-    assert both.content("b", "x") == b"2"
-
-
-@pytest.mark.parametrize("deaf", [False, True], ids=["hearing", "deaf"])
-def test_an_own_write_that_waits_for_l2_hides_nothing_that_others_wrote(
-    fleet: MakeFleet, *, deaf: bool
-) -> None:
-    both = agreed(fleet)
-    both.l2["a"].down = True
-    both.feeds["a"].down = deaf
-    both["a"].submit("x", b"2")
-    both.settle()
-    assert both.content("a", "x") == b"2"
-    both["b"].submit("x", b"3")
-    both.settle()
-    assert both.content("a", "x") == b"3"
-    assert [item.content for item in both["a"].scan_prefix("x")] == [b"3"]
-    both["a"].update("x", lambda old: old.content + b"+")
-    both.settle(8.0)
-    assert both.content("b", "x") == both.content("a", "x") == b"3+"
-
-    both.l3["a"].down = True
-    both["a"].submit("x", b"4")
-    both.settle()
-    assert both.content("a", "x") == b"4"  # its own words it always reads
-
-
-def test_a_new_engine_does_not_believe_what_l2_has_not_been_told_yet(fleet: MakeFleet) -> None:
-    both = agreed(fleet)
-    both["a"].pause("l2")
-    both["a"].submit("x", b"2")
-    both.settle()
-    assert both.cache.snapshot()["x"].content == b"1"
-    both.open("c")
-    assert both.content("c", "x") == b"2"
-    both.settle(30.0)
-    assert both.content("c", "x") == b"2"
-
-
-def test_l2_is_believed_again_once_words_are_heard_and_everybody_has_caught_up(
-    fleet: MakeFleet,
-) -> None:
-    both = agreed(fleet)
-    both.settle(10.0)
-    both["a"].submit("y", b"1")
-    both.settle(5.0)
-    assert "y" in both.cache.snapshot()
-    asked = both.l3["b"].calls["get_many"]
-    assert both.content("b", "y") == b"1"
-    assert both.l3["b"].calls["get_many"] == asked
-
-    both.feeds["b"].down = True
-    both.settle()
-    both["a"].submit("y", b"2")
-    both.settle()
-    assert both.content("b", "y") == b"2"
-    assert both.l3["b"].calls["get_many"] == asked + 1
 
 
 def test_a_passive_engine_looks_and_tells_nothing(fleet: MakeFleet, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class Mutant:
 
 
 ORDER = "tests/scenarios/test_order_of_lines.py"
-COHERENCE = "tests/coherence/test_coherence.py"
+COHERENCE = "tests/coherence/test_not_heard.py"
 WRITERS = "tests/stores/test_sql.py::TestSoleWriter"
 LOG = "tests/wal/test_log.py"
 CONTRACT = "tests/wal/test_log_contract.py::TestWriteAheadLog"

@@ -128,3 +128,18 @@ class Fleet:
             store.down = False
         for engine in self.engines.values():
             engine.close(5)
+
+
+def warm(fleet: Fleet, name: str, id: str) -> bool:
+    """Tell whether an engine would answer from memory."""
+    return fleet[name].warm(id)[0]
+
+
+def agreed(fleet: Callable[..., Fleet], *names: str, **settings: Any) -> Fleet:
+    """Return engines of which `a` wrote a first value of `x`, and all others have it in memory."""
+    made = fleet(*names, **settings)
+    made["a"].submit("x", b"1")
+    made.settle()
+    assert {made.content(name, "x") for name in made.engines} == {b"1"}
+    assert all(warm(made, name, "x") for name in made.engines)
+    return made
