@@ -244,7 +244,7 @@ class Coherence:
             if self._clock.monotonic() - self._watched_at >= _WATCH_S:
                 self._watch()
             self._reader.l2_doubted = self._missed_words and not self._alone()
-        feed = None if self._left_in_the_dark else self._feed
+        feed = self._audible
         if feed is not None and self._clock.monotonic() >= self._listen_at:
             try:
                 came = self._listen(feed)
@@ -253,6 +253,11 @@ class Coherence:
             else:
                 return 0.0 if came else feed.idle_s
         return self._look()
+
+    @property
+    def _audible(self) -> ChangeFeed | None:
+        """The feed, while it tells what everybody writes."""
+        return None if self._left_in_the_dark else self._feed
 
     def _listen(self, feed: ChangeFeed) -> bool:
         """Take what was told; return whether there was anything."""
@@ -353,8 +358,7 @@ class Coherence:
             except StorageError as exc:
                 _log.limited("archive_not_seen", error=exc)
                 self._unseen()
-        listens = self._feed is not None and not self._left_in_the_dark
-        until = self._listen_at - now if listens else _POLL_S
+        until = _POLL_S if self._audible is None else self._listen_at - now
         return min(_POLL_S, max(0.001, until))
 
     def _poll(self) -> None:

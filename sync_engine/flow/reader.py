@@ -321,10 +321,10 @@ class Reader:
     def _ask_again(
         self, ids: Sequence[str], found: dict[str, Change], flights: dict[str, _Flight]
     ) -> None:
-        """Hold answers against the archive; where it cannot be asked, they are believed once."""
+        """Hold answers against the archive; where it cannot tell, they are believed once."""
         try:
             rows = self.archived(ids)
-        except StorageError as exc:
+        except (StorageError, CorruptData) as exc:
             _log.limited("not_checked", error=exc)
             return
         for change_id in ids:

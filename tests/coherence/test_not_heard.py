@@ -8,6 +8,7 @@ import pytest
 from support.sites import Fleet, agreed, warm
 
 from sync_engine.config import SyncEngineConfig
+from sync_engine.errors import CorruptData
 
 MakeFleet = Callable[..., Fleet]
 LEASE_TTL_S = SyncEngineConfig().lease_ttl_s
@@ -166,3 +167,20 @@ def test_l2_is_believed_again_once_words_are_heard_and_everybody_has_caught_up(
     both.settle()
     assert both.content("b", "y") == b"2"
     assert both.l3["b"].calls["get_many"] == asked + 1
+
+
+def test_a_damaged_row_of_the_archive_hides_neither_l2_nor_an_own_write(
+    fleet: MakeFleet,
+) -> None:
+    """Where words may have been missed the archive is asked as well: it may have no answer."""
+    both = agreed(fleet)
+    both.feeds["a"].down = both.l2["a"].down = True
+    both.settle()
+    both["a"].submit("mine", b"1")
+    both.settle()
+    both.feeds["b"].down = True
+    both.settle()
+
+    for name, id in (("a", "mine"), ("b", "x")):
+        both.l3[name].fail("get_many", error=CorruptData("l3", "checksum"))
+        assert both.content(name, id) == b"1"

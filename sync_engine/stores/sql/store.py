@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from sync_engine.core.item import Change
@@ -148,15 +149,8 @@ class SqlArchive:
             return self._info(connection)
 
     def _info(self, connection: Connection) -> ArchiveInfo:
-        look = self._writers.look(connection)
         return ArchiveInfo(
-            uuid=look.uuid,
-            generation=look.generation,
-            others=look.others,
-            untold=look.untold,
-            uncached=look.uncached,
-            lost=look.lost,
-            schema_version=look.schema_version,
+            **asdict(self._writers.look(connection)),
             server=self._dialect.server(connection),
             warnings=self._dialect.warnings(connection),
         )
