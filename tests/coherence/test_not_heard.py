@@ -184,3 +184,80 @@ def test_a_damaged_row_of_the_archive_hides_neither_l2_nor_an_own_write(
     for name, id in (("a", "mine"), ("b", "x")):
         both.l3[name].fail("get_many", error=CorruptData("l3", "checksum"))
         assert both.content(name, id) == b"1"
+
+
+@pytest.mark.parametrize("delay_s", [0.5, 1.0, 1.5, 2.0, 2.5])
+def test_l2_is_not_believed_before_every_writer_could_say_how_it_stands(
+    fleet: MakeFleet, delay_s: float
+) -> None:
+    """What was told to deaf ears just now, and L2 lacks, is announced a moment later."""
+    both = agreed(fleet)
+    both.feeds["b"].down = both.l2["a"].down = True
+    both.settle(5.0)
+    both["a"].submit("x", b"2")
+    both.settle(0.3)
+    both.feeds["b"].down = False
+    both.settle(delay_s)
+    assert both.cache.snapshot()["x"].content == b"1"
+    assert both.content("b", "x") == b"2"
+
+
+def test_an_l2_that_lets_a_writer_go_is_not_believed_until_its_keys_are_abandoned(
+    fleet: MakeFleet,
+) -> None:
+    both = agreed(fleet, l2_lag_items_max=5)
+    both.feeds["b"].down = both.l2["a"].down = True
+    both["a"].submit("x", b"2")
+    for n in range(20):
+        both["a"].submit(f"k{n}", b"1")
+    both.settle(8.0)
+    both.feeds["b"].down = False
+    both.settle(8.0)
+    assert both.cache.snapshot()["x"].content == b"1"
+    assert both.content("b", "x") == b"2"
+
+
+def test_an_answer_that_was_believed_once_does_not_stay(fleet: MakeFleet) -> None:
+    both = agreed(fleet)
+    both.feeds["b"].down = both.l2["a"].down = True
+    both["a"].submit("x", b"2")
+    both.settle()
+    both.l3["b"].down = True
+    assert both.content("b", "x") == b"1"  # better than nothing
+    both.l3["b"].down = False
+    both.runtime.clock.advance(60.0)  # the circuit lets it try again; no job runs meanwhile
+    assert both.content("b", "x") == b"2"
+
+
+def test_what_was_read_of_others_is_not_taken_back_for_an_own_older_write(
+    fleet: MakeFleet,
+) -> None:
+    both = agreed(fleet)
+    both.l2["a"].down = True
+    both["a"].submit("x", b"2")
+    both.settle()
+    both["b"].submit("x", b"3")
+    both.settle()
+    assert both.content("a", "x") == b"3"
+    both.l3["a"].down = True
+    assert both.content("a", "x") == b"3"
+
+
+def test_news_that_come_while_the_archive_is_asked_are_not_lost_to_an_own_older_write(
+    fleet: MakeFleet,
+) -> None:
+    both = agreed(fleet)
+    both.l2["a"].down = True
+    both["a"].submit("x", b"2")
+    both.settle()
+    both["b"].submit("x", b"3")
+    both.settle()
+
+    def news(operation: str) -> None:
+        if operation == "get_many":
+            both.l3["a"].on_call = None
+            both["b"].submit("x", b"4")
+            both.settle()
+
+    both.l3["a"].on_call = news
+    assert both.content("a", "x") == b"4"
