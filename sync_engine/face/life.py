@@ -27,7 +27,6 @@ __all__ = ["Face"]
 
 _RUNNING = EngineState.RUNNING
 _L3 = int(Route.L3)
-_HOLD_S_MAX = 1.0
 
 
 class Face:
@@ -156,7 +155,7 @@ class Face:
         timeout = self.config.close_timeout_s if timeout is None else timeout
         started = house.clock.monotonic()
         self._state = EngineState.DRAINING
-        house.doors.hold_sources(min(_HOLD_S_MAX, timeout))
+        house.doors.hold_sources(timeout)
         try:
             house.log.write()
             left = house.flush(timeout, FlushReason.SHUTDOWN)

@@ -36,6 +36,7 @@ _L3 = int(Route.L3)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
 _FULL_AT = 0.8
 _STOP_S = 30.0
+_HOLD_S_MAX = 1.0
 _BUSY = "it is still at work and ends with that; remove it again then"
 _SINK_BATCH = BatchConfig(items_max=1000, bytes_max=4 << 20, age_s_max=0.05)
 
@@ -266,9 +267,10 @@ class Doors:
     def hold_sources(self, timeout_s: float) -> None:
         """Take nothing more: the engine is about to close.
 
-        Waits for the steps under way: what they write is to be delivered with the rest.
+        Waits for the steps under way, a second at most: what they write is to be delivered with
+        the rest.
         """
-        until = self._runtime.clock.monotonic() + timeout_s
+        until = self._runtime.clock.monotonic() + min(_HOLD_S_MAX, timeout_s)
         intakes = list(self.sources.values())
         for intake in intakes:
             intake.pause()

@@ -34,7 +34,6 @@ _LOOK = "http.look"
 _FRESH_S = 1.0
 _LOOK_S_MAX = 0.8
 _OLD_S = 10.0
-_STEP_S_MAX = 1.0
 _JSON = "application/json"
 
 
@@ -256,7 +255,7 @@ class Pipeline:
         left: dict[str, int] = {}
         dead = 0
         if self.engine.state is EngineState.RUNNING:
-            self.engine.hold_sources(min(_STEP_S_MAX, timeout_s))
+            self.engine.hold_sources(timeout_s)
             if self.replicator is not None:
                 with contextlib.suppress(SyncEngineError):
                     self.replicator.close()
